@@ -1,0 +1,144 @@
+"""Profiles: what was fitted for a policy, and for which model.
+
+A profile is a folder-less pair of files, ``NAME.safetensors`` (tensors, with everything else as JSON in its header), so
+that one file travels. The model's *fingerprint* is taken over sampled weights: a profile made for another model, or for
+the same one after fine-tuning, is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from tenuto.errors import CalibrationError
+
+__all__ = ["Profile", "find", "fingerprint", "profile_folders"]
+
+SAMPLES = 64
+FORMAT = "1"
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """16 hex digits over the names, shapes and 64 evenly spaced values (as bfloat16) of every parameter.
+
+    The same model in float32, or loaded from half precision, has the same fingerprint; other weights have another.
+    """
+    digest = hashlib.sha256(type(module).__name__.encode())
+    for name, parameter in sorted(module.named_parameters()):
+        values = parameter.detach().reshape(-1)
+        index = torch.linspace(0, len(values) - 1, min(SAMPLES, len(values))).long().to(values.device)
+        sample = values[index].to("cpu", torch.bfloat16).view(torch.int16)
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What was fitted.
+
+    Attributes:
+        policy: name of the policy it is for; fingerprint: of the model's denoiser.
+        settings: what it was fitted on: steps, guidance, sampler, seeds, seconds.
+        numbers: fitted numbers, JSON-ready; tensors: fitted tensors by name.
+    """
+
+    policy: str
+    fingerprint: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def check(self, policy: str, mark: str) -> None:
+        """Refuse another policy or another model.
+
+        Raises:
+            CalibrationError: naming both.
+        """
+        if self.policy != policy:
+            raise CalibrationError(f"The profile is for policy {self.policy!r}, not {policy!r}. Calibrate {policy!r}.")
+        if self.fingerprint != mark:
+            raise CalibrationError(
+                f"The profile was made for a model with fingerprint {self.fingerprint}; this model has {mark}. "
+                f"Calibrate again: tenuto calibrate {policy}."
+            )
+
+    def save(self, path: Path) -> Path:
+        """Write one ``.safetensors`` file, beside and renamed."""
+        path = Path(path)
+        header = {
+            key: json.dumps(value)
+            for key, value in (
+                ("format", FORMAT),
+                ("policy", self.policy),
+                ("fingerprint", self.fingerprint),
+                ("settings", self.settings),
+                ("numbers", self.numbers),
+            )
+        }
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()} or {"empty": torch.zeros(1)}
+        temporary = path.with_suffix(".tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, temporary, metadata=header)
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            raise CalibrationError(
+                f"The profile cannot be written to {path}: {error}. Choose another place."
+            ) from error
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Profile:
+        """Read a profile.
+
+        Raises:
+            CalibrationError: the file is missing, damaged, or not a profile.
+        """
+        header = _header(Path(path))
+        tensors = load_file(path)
+        tensors.pop("empty", None)
+        return cls(**{key: header[key] for key in ("policy", "fingerprint", "settings", "numbers")}, tensors=tensors)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CalibrationError(f"There is no profile at {path}. Make one with `tenuto calibrate`.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+    except (SafetensorError, ValueError, OSError) as error:
+        raise CalibrationError(f"{path} is damaged or not a profile ({error}). Calibrate again.") from error
+    if header.get("format") != FORMAT or not {"policy", "fingerprint", "settings", "numbers"} <= set(header):
+        raise CalibrationError(f"{path} is not a Tenuto profile of format {FORMAT}. Calibrate again.")
+    return header
+
+
+def profile_folders() -> Iterator[Path]:
+    """Where profiles are looked for: the package's own, then ``$TENUTO_HOME`` or ``~/.cache/tenuto``."""
+    yield from sorted((Path(__file__).parent / "bundled").glob("*/profiles"))
+    yield Path(os.environ.get("TENUTO_HOME", Path.home() / ".cache" / "tenuto")) / "profiles"
+
+
+def find(policy: str, mark: str, settings: dict[str, Any] | None = None) -> Profile | None:
+    """The profile of a policy for a model, None if there is none.
+
+    Args:
+        policy: name of the policy; mark: the model's fingerprint.
+        settings: if given, every setting that the profile also has must be equal.
+    """
+    for folder in profile_folders():
+        for path in sorted(folder.glob(f"{policy}*.safetensors")):
+            header = _header(path)
+            same = all(header["settings"].get(key, value) == value for key, value in (settings or {}).items())
+            if (header["policy"], header["fingerprint"]) == (policy, mark) and same:
+                return Profile.load(path)
+    return None

@@ -1,0 +1,1 @@
+"""Caching for diffusion transformers: features held between denoising steps."""

@@ -1,0 +1,214 @@
+"""The engine of the diffusion family: state per (generation, branch, span), decisions, and their books.
+
+It knows tensors and policies, not modules: ``attach.py`` calls it at the start of every denoiser call, at the first and
+the last block of every span.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import torch
+
+from tenuto.diffusion.policy import Composition, Span, Step, Streams
+from tenuto.gate import Verdict
+from tenuto.telemetry import Event, Telemetry
+
+__all__ = ["FeatureCache", "tensor_bytes"]
+
+
+def tensor_bytes(state: Any) -> int:
+    """Bytes of the tensors held in a state: tuples, dictionaries and dataclasses are searched; shared ones count
+    once."""
+    seen: dict[int, int] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            seen[value.untyped_storage().data_ptr()] = value.nelement() * value.element_size()
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                visit(item)
+        elif isinstance(value, dict):
+            for item in value.values():
+                visit(item)
+        elif is_dataclass(value):
+            for item in fields(value):
+                visit(getattr(value, item.name))
+
+    visit(state)
+    return sum(seen.values())
+
+
+@dataclass(slots=True)
+class _Branch:
+    """What is remembered for one guidance branch of one generation."""
+
+    generation: int
+    signature: Any
+    index: int = -1
+    timestep: float | None = None
+    gates: dict[int, Any] = field(default_factory=dict)
+    estimators: dict[int, Any] = field(default_factory=dict)
+    held: dict[int, int] = field(default_factory=dict)
+    shared: Verdict | None = None
+    probe: Streams | None = None
+
+
+@dataclass(slots=True)
+class _Open:
+    """The span being executed: its step, the verdict, and whether it is skipped."""
+
+    step: Step
+    verdict: Verdict
+    skip: bool
+
+
+class FeatureCache:
+    """Decisions and state for one denoiser.
+
+    Args:
+        composition: the policy's choices.
+        lists: lengths of the denoiser's block lists.
+        warmup: steps at the start of every generation that always compute (at least 1).
+        telemetry: where events and totals go.
+    """
+
+    def __init__(self, composition: Composition, lists: tuple[int, ...], warmup: int, telemetry: Telemetry) -> None:
+        self.composition = composition
+        self.spans = composition.scope.spans(lists)
+        self.warmup = max(warmup, 1)
+        self.telemetry = telemetry
+        self.total: int | None = None
+        self.generations = 0
+        self._branches: dict[tuple[str, str], _Branch] = {}
+        self._branch: _Branch | None = None
+        self._name = ""
+        self._open: _Open | None = None
+        self.skipped_flops = 0.0
+        telemetry.hold(composition.estimator.nbytes())
+
+    def reset(self, session: str | None = None, total: int | None = None) -> None:
+        """Forget everything (or one session): the next step of every branch starts cold."""
+        for key in [key for key in self._branches if session in (None, key[0])]:
+            self._forget(key)
+        self.total = total
+        self._branch = self._open = None
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        self.telemetry.hold(-sum(self._branches.pop(key).held.values()))
+
+    def begin(self, session: str, branch: str, timestep: float, signature: Any, fresh: bool) -> None:
+        """A denoiser call starts. A new shape, or ``fresh``, starts the branch cold."""
+        key = (session, branch)
+        held = self._branches.get(key)
+        if held and (fresh or held.signature != signature):
+            self._forget(key)
+            held = None
+        if held is None:
+            first = not any(name == session for name, _ in self._branches)
+            self.generations += first
+            held = self._branches[key] = _Branch(self.generations - 1, signature)
+        held.index += 1
+        held.timestep = timestep
+        held.shared = held.probe = None
+        self._branch, self._name, self._open = held, branch, None
+        self.skipped_flops = 0.0
+
+    def enter(self, span: Span, streams: Streams, modulated: Callable[[], torch.Tensor]) -> bool:
+        """The first block of a span is about to run: True if the span is skipped."""
+        branch = self._current()
+        composition = self.composition
+        leading = not span.always and branch.shared is None
+        step = Step(
+            branch.index,
+            self.total,
+            branch.timestep or 0.0,
+            self._name,
+            span,
+            leading,
+            streams,
+            branch.probe,
+            modulated,
+        )
+        if span.always:
+            self._open = _Open(step, Verdict(reuse=False), False)
+            return False
+        verdict = self._judge(branch, step)
+        state = branch.estimators.setdefault(span.index, composition.estimator.init())
+        skip = verdict.reuse and branch.index >= self.warmup and composition.estimator.ready(state, step)
+        self._open = _Open(step, verdict, skip)
+        return skip
+
+    def _judge(self, branch: _Branch, step: Step) -> Verdict:
+        gate = self.composition.gate
+        if gate.shared and branch.shared is not None:
+            return branch.shared
+        key = 0 if gate.shared else step.span.index
+        state = branch.gates[key] if key in branch.gates else gate.init()
+        verdict, branch.gates[key] = gate.judge(state, step)
+        branch.shared = verdict
+        return verdict
+
+    def estimate(self) -> Streams:
+        """The output streams of the skipped span that is open."""
+        branch, now = self._current(), self._opened()
+        state = branch.estimators[now.step.span.index]
+        residual = self.composition.estimator.estimate(state, now.step)
+        self.telemetry.flops += self.composition.estimator.flops(now.step)
+        self._settle(branch, now, computed=False)
+        return tuple(h if r is None or h is None else h + r for h, r in zip(now.step.hidden, residual, strict=True))
+
+    def computed(self, output: Streams) -> None:
+        """The last block of the open span has run."""
+        branch, now = self._current(), self._opened()
+        span, hidden = now.step.span, now.step.hidden
+        residual = tuple(
+            None if o is None or h is None or o.shape != h.shape else (o - h).detach()
+            for o, h in zip(output, hidden, strict=True)
+        )
+        if span.always:
+            branch.probe = residual
+        else:
+            estimator = self.composition.estimator
+            state = estimator.observe(branch.estimators[span.index], now.step, residual)
+            branch.estimators[span.index] = state
+        self._settle(branch, now, computed=True)
+
+    def _settle(self, branch: _Branch, now: _Open, computed: bool) -> None:
+        span, gate = now.step.span, self.composition.gate
+        if not span.always and (now.step.leading or not gate.shared):
+            key = 0 if gate.shared else span.index
+            branch.gates[key] = gate.settled(branch.gates[key], now.step, now.verdict, computed)
+        held = tensor_bytes((branch.estimators.get(span.index), branch.gates.get(span.index)))
+        self.telemetry.hold(held - branch.held.get(span.index, 0))
+        branch.held[span.index] = held
+        self.telemetry.record(
+            Event(
+                generation=branch.generation,
+                step=branch.index,
+                branch=self._name,
+                first_block=span.first,
+                last_block=span.last,
+                decision="compute" if computed else self.composition.estimator.kind,
+                statistic=now.verdict.statistic,
+                critical=now.verdict.critical,
+            )
+        )
+        self._open = None
+
+    @property
+    def skipping(self) -> bool:
+        """Whether the open span is being skipped."""
+        return self._open is not None and self._open.skip
+
+    def _current(self) -> _Branch:
+        if self._branch is None:
+            raise RuntimeError("a block ran outside a call of its denoiser: call the denoiser, not its blocks")
+        return self._branch
+
+    def _opened(self) -> _Open:
+        if self._open is None:
+            raise RuntimeError("a span was closed that was never opened: the model calls its blocks out of order")
+        return self._open

@@ -1,0 +1,71 @@
+"""Which guidance branch a denoiser call belongs to, and whether a new generation has begun."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+__all__ = ["Clock", "Tick"]
+
+CALLS_PER_STEP = 4
+BOTH = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One denoiser call: its branch, its timestep (0.0 if the model takes none), and whether it starts cold."""
+
+    branch: str
+    timestep: float
+    fresh: bool
+
+
+@dataclass(slots=True)
+class _Hand:
+    """The last timestep of one branch and the direction it moves in (0: not known yet)."""
+
+    timestep: float
+    direction: int = 0
+
+
+@dataclass(slots=True)
+class _Session:
+    hands: dict[str, _Hand] = field(default_factory=dict)
+    timestep: float | None = None
+    calls: int = 0
+
+
+class Clock:
+    """Reads timesteps. A branch starts cold when its timestep repeats or turns back.
+
+    A call made inside diffusers' ``cache_context(name)`` belongs to branch ``name`` ("cond_uncond" is "both").
+    Elsewhere the order of calls at one timestep tells: "call0", "call1" and so on.
+    """
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, _Session] = {}
+
+    def reset(self, session: str | None = None) -> None:
+        """Forget one session, or all."""
+        for name in list(self._sessions):
+            if session in (None, name):
+                del self._sessions[name]
+
+    def tick(self, session: str, context: str | None, timestep: Any) -> Tick:
+        """One call in ``session`` with the ``timestep`` argument the denoiser was given (the largest if a tensor)."""
+        now = float(timestep.max()) if isinstance(timestep, torch.Tensor) else float(timestep or 0.0)
+        place = self._sessions.setdefault(session, _Session())
+        place.calls = (place.calls + 1) % CALLS_PER_STEP if place.timestep == now else 0
+        place.timestep = now
+        branch = f"call{place.calls}" if context is None else context
+        branch = BOTH if branch == "cond_uncond" else branch
+        hand = place.hands.get(branch)
+        if hand is None:
+            place.hands[branch] = _Hand(now)
+            return Tick(branch, now, True)
+        direction = (now > hand.timestep) - (now < hand.timestep)
+        fresh = direction == 0 or (hand.direction != 0 and direction != hand.direction)
+        place.hands[branch] = _Hand(now, 0 if fresh else direction)
+        return Tick(branch, now, fresh)

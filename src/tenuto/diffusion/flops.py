@@ -1,0 +1,67 @@
+"""Operations counted from executed calls: measured once per input shape, then added up per call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+__all__ = ["FlopMeter"]
+
+
+def _cpu_attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}
+
+
+class FlopMeter:
+    """Counts a denoiser's operations, in all and per block, the first time a shape is seen.
+
+    The first call of a shape is always a computed one (a new shape starts cold), so every block runs in it.
+    """
+
+    def __init__(self) -> None:
+        self._whole: dict[Any, float] = {}
+        self._blocks: dict[Any, dict[int, float]] = {}
+        self._mode: FlopCounterMode | None = None
+        self._signature: Any = None
+        self._skipped: list[int] = []
+
+    @contextmanager
+    def call(self, signature: Any) -> Iterator[None]:
+        """Around one denoiser call."""
+        self._signature, self._skipped = signature, []
+        if signature in self._whole:
+            yield
+            return
+        self._blocks[signature] = {}
+        try:
+            with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as self._mode:
+                yield
+                self._whole[signature] = self._mode.get_total_flops()
+        finally:
+            self._mode = None
+
+    def run(self, index: int, block: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one block, counting it if this shape is new."""
+        if self._mode is None:
+            return block(*args, **kwargs)
+        before = self._mode.get_total_flops()
+        result = block(*args, **kwargs)
+        self._blocks[self._signature][index] = self._mode.get_total_flops() - before
+        return result
+
+    def skip(self, index: int) -> None:
+        """A block was not run in this call."""
+        self._skipped.append(index)
+
+    def totals(self) -> tuple[float, float]:
+        """Operations of the last call: without caching, and executed."""
+        whole = self._whole[self._signature]
+        blocks = self._blocks[self._signature]
+        return whole, whole - sum(blocks.get(index, 0.0) for index in self._skipped)

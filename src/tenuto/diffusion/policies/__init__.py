@@ -1,0 +1,1 @@
+"""One file per published method; each defines exactly one policy."""

@@ -1,0 +1,211 @@
+"""The contract of the diffusion family: what is decided, and what stands in for a computed output.
+
+A policy is three choices: a :class:`Scope` (which blocks are skipped together), a :class:`StepGate` (compute, or
+estimate?) and an :class:`Estimator` (what stands in for the output?). Each is frozen; its state is created by ``init``
+and passed in and out, so one policy serves any number of generations at once.
+
+Shapes: a *stream* is hidden states ``[batch, tokens, channels]``; a block has one stream (image) or two (image, text).
+``Streams`` is a tuple with the image stream first. The *residual* of a span is its output minus its input, per stream.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+
+from tenuto.errors import PolicyError
+from tenuto.gate import Verdict
+
+if TYPE_CHECKING:
+    from tenuto.calibration import Profile
+
+__all__ = [
+    "Composition",
+    "Estimator",
+    "FeaturePolicy",
+    "Paper",
+    "Recorder",
+    "Scope",
+    "Span",
+    "Step",
+    "StepGate",
+    "Streams",
+]
+
+Streams = tuple[torch.Tensor | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """Where a method comes from; ``tenuto cite`` prints it."""
+
+    title: str
+    authors: str
+    year: int
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Blocks ``first..last`` (both included, counted over all block lists) that are skipped together.
+
+    ``always`` spans are never skipped: their residual is the probe that gates of later spans may look at.
+    """
+
+    index: int
+    first: int
+    last: int
+    always: bool = False
+
+    @property
+    def blocks(self) -> int:
+        return self.last - self.first + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a decision may look at: one span at one denoising step, before anything of it is computed.
+
+    Attributes:
+        index: denoising steps since this generation began, from 0; total: how many there will be, None if unknown.
+        timestep: as the model was given it.
+        branch: guidance branch.
+        span: the span being decided.
+        leading: True for the first span of the step that is not ``always``: it may decide for the whole step.
+        hidden: the span's input streams.
+        probe: residual of the ``always`` span of this step, None if there is none.
+        modulated: computes the timestep-modulated input of the first block's attention ``[batch, tokens, channels]``.
+    """
+
+    index: int
+    total: int | None
+    timestep: float
+    branch: str
+    span: Span
+    leading: bool
+    hidden: Streams
+    probe: Streams | None
+    modulated: Callable[[], torch.Tensor]
+
+    @property
+    def last(self) -> bool:
+        """True at the last denoising step of a generation whose length is known."""
+        return self.total is not None and self.index == self.total - 1
+
+
+class Scope(ABC):
+    """Which blocks are skipped together."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def spans(self, lists: Sequence[int]) -> tuple[Span, ...]:
+        """Divide block lists of these lengths into spans. A span never crosses from one list into the next."""
+
+
+class StepGate(ABC):
+    """Compute, or estimate? One decision per step for all spans (``shared``), or one per span."""
+
+    __slots__ = ()
+    shared: ClassVar[bool] = True
+
+    @abstractmethod
+    def init(self) -> Any:
+        """State of a cold start."""
+
+    @abstractmethod
+    def judge(self, state: Any, step: Step) -> tuple[Verdict, Any]:
+        """Decide before anything is computed. Called at every step, cold ones included, whatever else decides."""
+
+    @abstractmethod
+    def settled(self, state: Any, step: Step, verdict: Verdict, computed: bool) -> Any:
+        """The state after the span was computed or estimated. ``computed`` can be True against the verdict."""
+
+
+class Estimator(ABC):
+    """What stands in for a span's residual when it is not computed."""
+
+    __slots__ = ()
+    kind: ClassVar[Literal["reuse", "forecast"]] = "reuse"
+
+    @abstractmethod
+    def init(self) -> Any:
+        """State of a cold start."""
+
+    @abstractmethod
+    def ready(self, state: Any, step: Step) -> bool:
+        """Whether enough was observed to estimate this step."""
+
+    @abstractmethod
+    def estimate(self, state: Any, step: Step) -> Streams:
+        """The estimated residual of the span, one tensor per stream, same dtype and device as ``step.hidden``."""
+
+    @abstractmethod
+    def observe(self, state: Any, step: Step, residual: Streams) -> Any:
+        """The state after the span's true residual became known."""
+
+    def flops(self, step: Step) -> float:
+        """Operations of one estimate (multiply and add count as two); element-wise work counts as zero."""
+        return 0.0
+
+    def nbytes(self) -> int:
+        """Bytes of fitted weights the estimator holds besides its state."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """A policy's three choices, bound to a profile where it needs one."""
+
+    scope: Scope
+    gate: StepGate
+    estimator: Estimator
+
+
+class Recorder(ABC):
+    """Watches uncached generations and turns them into a profile's tensors and numbers (``tenuto calibrate``)."""
+
+    scope: Scope
+
+    @abstractmethod
+    def observe(self, step: Step, residual: Streams) -> None:
+        """One computed span of one step."""
+
+    @abstractmethod
+    def begin(self, generation: int) -> None:
+        """A generation starts."""
+
+    @abstractmethod
+    def fit(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Tensors and JSON-ready numbers of the profile."""
+
+
+class FeaturePolicy(ABC):
+    """A published method for diffusion transformers: a frozen, keyword-only dataclass of numbers.
+
+    Class attributes: ``paper``; ``exact`` (the output equals the uncached one), ``sweep`` (texts of this policy from
+    mild to strong, for curves and demonstrations); ``calibrated`` (True if it cannot run without a profile).
+    """
+
+    __slots__ = ()
+    paper: ClassVar[Paper]
+    exact: ClassVar[bool] = False
+    calibrated: ClassVar[bool] = False
+    sweep: ClassVar[tuple[str, ...]] = ()
+    warmup: int
+
+    @abstractmethod
+    def compose(self, profile: Profile | None) -> Composition:
+        """The policy's scope, gate and estimator.
+
+        Raises:
+            CalibrationError: the policy is ``calibrated`` and ``profile`` is None or lacks what it needs.
+        """
+
+    def recorder(self) -> Recorder:
+        """What ``tenuto calibrate`` runs beside uncached generations to make this policy's profile."""
+        raise PolicyError(f"{type(self).__name__} needs no calibration: use it as it is.")
