@@ -24,6 +24,7 @@ CONFIG = {
     "num_attention_heads": 4,
     "attention_head_dim": 32,
     "in_channels": 4,
+    "out_channels": 4,
     "num_layers": 10,
     "sample_size": 8,
     "patch_size": 1,

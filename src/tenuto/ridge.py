@@ -10,7 +10,8 @@ __all__ = ["Gram"]
 class Gram:
     """``X^T X`` and ``X^T Y``, added up in double precision.
 
-    Solves ``min_W |X W - Y|^2 + ridge * n * mean(diag(X^T X) / n) * |W|^2`` by one Cholesky factorisation.
+    Solves ``min_W |X W - Y|^2 + ridge * sum_i |X_i|^2 |W_i|^2`` (each column is penalised by its own size, so columns
+    may have any unit) by one Cholesky factorisation.
 
     Args:
         inputs, outputs: numbers of columns of X and Y.
@@ -29,10 +30,21 @@ class Gram:
         self.rows += len(x)
 
     def solve(self, ridge: float) -> torch.Tensor:
-        """``W [inputs, outputs]`` in float64, zero without rows; ``ridge`` is relative to the mean of ``diag(X^T
-        X)``."""
+        """``W [inputs, outputs]`` in float64, zero without rows."""
         if self.rows == 0:
             return torch.zeros_like(self.xy)
-        system = self.xx.clone()
-        system.diagonal().add_(ridge * float(system.diagonal().mean()) + 1e-12)
-        return torch.cholesky_solve(self.xy, torch.linalg.cholesky(system))
+        sizes = self.xx.diagonal().sqrt().clamp_min(1e-12)
+        system = self.xx / torch.outer(sizes, sizes)
+        system.diagonal().add_(ridge + 1e-12)
+        return torch.cholesky_solve(self.xy / sizes[:, None], torch.linalg.cholesky(system)) / sizes[:, None]
+
+    def solve_low_rank(self, ridge: float, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(A [inputs, rank], B [rank, outputs])``: the best ``A B`` of that rank (reduced-rank regression).
+
+        The full solution is projected onto the leading directions of its own predictions' covariance.
+        """
+        full = self.solve(ridge)
+        covariance = self.xy.T @ full
+        _, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+        leading = vectors[:, -rank:]
+        return full @ leading, leading.T

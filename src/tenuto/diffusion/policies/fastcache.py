@@ -2,10 +2,10 @@
 
 A span's residual is estimated by a linear map of what is known before computing it: the change of the span's input
 since the last computed step, the slope of the residual between the last two computed steps, and that residual itself.
-The maps are fitted once per model in closed form (ridge regression from streamed Gram matrices), one per span,
-schedule bin and number of steps since the last computed one. The gate (``tenuto.gate``) tests, at false-reuse rate
-``alpha``, whether the map's error will stay within what is left of an error budget that every estimate spends from and
-every computed step renews.
+The maps are fitted once per model in closed form (reduced-rank ridge regression from streamed Gram matrices), one per
+span, schedule bin and number of steps since the last computed one. The gate (``tenuto.gate``) tests, at false-reuse
+rate ``alpha``, whether the map's error will stay within what is left of an error budget that every estimate spends
+from and every computed step renews.
 
 What it does not do (yet): no token reduction; one decision serves all samples of a batch (the worst sample decides).
 The published gate compares the change with the state's own norm and passes every change below 100 %, and the published
@@ -35,6 +35,7 @@ from tenuto.diffusion.policy import (
     StepGate,
     Streams,
 )
+from tenuto.diffusion.trajectory import Past, Trace, change_of, features, follow, pairs
 from tenuto.errors import CalibrationError, PolicyError
 from tenuto.gate import Gate, Verdict, fit_gate
 from tenuto.ridge import Gram
@@ -42,9 +43,12 @@ from tenuto.ridge import Gram
 if TYPE_CHECKING:
     from tenuto.calibration import Profile
 
-__all__ = ["BudgetGate", "Chunks", "FastCache", "InnovationMap", "MapRecorder", "Past"]
+__all__ = ["BudgetGate", "Chunks", "FastCache", "InnovationMap", "MapRecorder"]
 
-BINS = 10
+MOST_BINS, GRAM_BYTES = 50, 4 * 2**30  # one bin per step, fewer where the Gram matrices would outgrow memory
+RANK = 32
+SIDES = ("down", "up")
+HOLD_OUT = 3  # every third generation
 RIDGE = 1e-5
 MOST_ROWS = 8192
 
@@ -67,43 +71,13 @@ class Chunks(Scope):
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
-    """The last two computed steps of a span: ``index``/``hidden``/``residual``, and the ``slope`` per step between
-    them."""
-
-    index: int
-    hidden: Streams
-    residual: Streams
-    slope: Streams
-
-
-def follow(past: Past | None, index: int, hidden: Streams, residual: Streams) -> Past:
-    """The past after one more computed step."""
-    if past is None:
-        return Past(index, hidden, residual, tuple(None if r is None else torch.zeros_like(r) for r in residual))
-    pairs = zip(residual, past.residual, strict=True)
-    slope = tuple(None if n is None or o is None else (n - o) / (index - past.index) for n, o in pairs)
-    return Past(index, hidden, residual, slope)
-
-
-def change_of(hidden: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Relative L2 change ``[batch]`` of hidden states ``[batch, tokens, channels]``."""
-    return _norm(hidden - reference) / _norm(reference).clamp_min(1e-12)
-
-
-def _norm(tensor: torch.Tensor) -> torch.Tensor:
-    norm: torch.Tensor = torch.linalg.vector_norm(tensor.flatten(1), dim=1, dtype=torch.float32)
-    return norm
-
-
-@dataclass(frozen=True, slots=True)
 class _Schedule:
     """The denoising steps a profile was fitted on: ``timesteps`` in order, divided evenly into bins."""
 
     timesteps: tuple[float, ...]
 
-    def bin(self, timestep: float, total: int | None) -> int:
-        """The bin of a timestep.
+    def place(self, timestep: float, total: int | None) -> int:
+        """Which of the calibrated steps a timestep is (the nearest).
 
         Raises:
             CalibrationError: the generation has another number of steps.
@@ -114,8 +88,7 @@ class _Schedule:
                 f"The fastcache profile was fitted for {steps} denoising steps; this generation has {total}. "
                 f"Calibrate for it: tenuto calibrate fastcache --steps {total}."
             )
-        nearest = min(range(steps), key=lambda i: abs(self.timesteps[i] - timestep))
-        return nearest * BINS // steps
+        return min(range(steps), key=lambda i: abs(self.timesteps[i] - timestep))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +102,7 @@ class _GateState:
 class BudgetGate(StepGate):
     """Reuse while the calibrated bound on the map's error fits into what is left of the error budget.
 
-    ``table[span][bin][gap - 1]`` is ``(scale, dof)`` of the test (see ``tenuto.gate``).
+    ``table[span][step][gap - 1]`` is ``(scale, dof)`` of the test (see ``tenuto.gate``).
     """
 
     alpha: float
@@ -143,7 +116,7 @@ class BudgetGate(StepGate):
         return None
 
     def judge(self, state: _GateState | None, step: Step) -> tuple[Verdict, _GateState | None]:
-        place = self.schedule.bin(step.timestep, step.total)
+        place = self.schedule.place(step.timestep, step.total)
         image = step.hidden[0]
         if state is None or image is None:
             return Verdict(reuse=False), state
@@ -168,15 +141,14 @@ class BudgetGate(StepGate):
 
 @dataclass(frozen=True, slots=True)
 class InnovationMap(Estimator):
-    """``r = r_b + (h - h_b) A + gap * slope B + r_b C + c`` with A, B, C ``[channels, channels]``, b the last computed
-    step.
+    """``r = r_b + [h - h_b, gap * slope, r_b, 1] A B``, b the last computed step.
 
-    ``maps[(span, stream)]`` is ``[bins, gaps, 3 * channels + 1, channels]``: A, B, C and c stacked.
+    ``maps[(span, stream)]`` is ``(A [bins, gaps, 3 * channels + 1, rank], B [bins, gaps, rank, channels])``.
     """
 
     schedule: _Schedule
-    maps: dict[tuple[int, int], torch.Tensor] = field(hash=False)
-    ready_maps: dict[Any, torch.Tensor] = field(default_factory=dict, hash=False, compare=False)
+    maps: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(hash=False)
+    ready_maps: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, hash=False, compare=False)
 
     def init(self) -> Past | None:
         return None
@@ -190,46 +162,40 @@ class InnovationMap(Estimator):
             for stream, (h, r) in enumerate(zip(step.hidden, state.residual, strict=True))
         )
 
+    def _weights(self, step: Step, stream: int, gap: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        place = self.schedule.place(step.timestep, None)
+        key = (step.span.index, stream, place, gap, like.device, like.dtype)
+        if key not in self.ready_maps:
+            down, up = self.maps[key[:2]]
+            cell = place * len(down) // len(self.schedule.timesteps), gap - 1
+            self.ready_maps[key] = down[cell].to(like.device, like.dtype), up[cell].to(like.device, like.dtype)
+        return self.ready_maps[key]
+
     def _stream(self, past: Past, step: Step, stream: int, hidden: torch.Tensor) -> torch.Tensor:
         gap, width = step.index - past.index, hidden.shape[-1]
-        key = (step.span.index, stream, self.schedule.bin(step.timestep, None), gap - 1, hidden.device, hidden.dtype)
-        if key not in self.ready_maps:
-            self.ready_maps[key] = self.maps[key[:2]][key[2], key[3]].to(hidden.device, hidden.dtype)
-        weights = self.ready_maps[key]
+        down, up = self._weights(step, stream, gap, hidden)
         before, residual, slope = past.hidden[stream], past.residual[stream], past.slope[stream]
         if before is None or residual is None:
             raise CalibrationError("a stream appeared that was not there at the last computed step")
-        result = torch.addmm(weights[-1], (hidden - before).reshape(-1, width), weights[:width])
-        result.addmm_(residual.reshape(-1, width), weights[2 * width : 3 * width])
+        code = torch.addmm(down[-1], (hidden - before).reshape(-1, width), down[:width])
+        code.addmm_(residual.reshape(-1, width), down[2 * width : 3 * width])
         if slope is not None:
-            result.addmm_(slope.reshape(-1, width), weights[width : 2 * width], alpha=gap)
-        return residual + result.view_as(residual)
+            code.addmm_(slope.reshape(-1, width), down[width : 2 * width], alpha=gap)
+        return torch.addmm(residual.reshape(-1, width), code, up).view_as(residual)
 
     def observe(self, state: Past | None, step: Step, residual: Streams) -> Past:
         return follow(state, step.index, step.hidden, residual)
 
     def flops(self, step: Step) -> float:
-        return sum(6.0 * h.numel() * h.shape[-1] for h in step.hidden if h is not None)
+        ranks = {stream: up.shape[-2] for (span, stream), (_, up) in self.maps.items() if span == step.span.index}
+        return sum(8.0 * h.numel() * ranks[stream] for stream, h in enumerate(step.hidden) if h is not None)
 
     def nbytes(self) -> int:
-        return sum(tensor.nelement() * tensor.element_size() for tensor in self.maps.values())
-
-
-def features(past: Past, gap: int, stream: int, hidden: torch.Tensor) -> torch.Tensor:
-    """What the map sees, ``[rows, 3 * channels + 1]``: the reference form of ``InnovationMap``."""
-    before, residual, slope = past.hidden[stream], past.residual[stream], past.slope[stream]
-    if before is None or residual is None or slope is None:
-        raise CalibrationError("a stream is missing from the past")
-    width = hidden.shape[-1]
-    columns = [(hidden - before), slope * gap, residual, torch.ones_like(hidden[..., :1])]
-    return torch.cat([column.reshape(-1, column.shape[-1]) for column in columns], 1).view(-1, 3 * width + 1)
-
-
-Trace = dict[tuple[str, int], list[tuple[Streams, Streams]]]
+        return sum(t.nelement() * t.element_size() for pair in self.maps.values() for t in pair)
 
 
 class MapRecorder(Recorder):
-    """Fits maps and gates. Every fourth generation is held out: gates are fitted on its errors, maps are not.
+    """Fits maps and gates. Every third generation is held out: gates are fitted on its errors, maps are not.
 
     Memory: one generation's hidden states and residuals, and those of the held-out generations.
     """
@@ -242,6 +208,7 @@ class MapRecorder(Recorder):
         self.trace: Trace = {}
         self.held_out: list[Trace] = []
         self.generation = -1
+        self.bins = 0
 
     def begin(self, generation: int) -> None:
         self._digest()
@@ -253,13 +220,21 @@ class MapRecorder(Recorder):
 
     def _digest(self) -> None:
         """Stream the finished generation into the Gram matrices, or hold it out."""
-        if self.trace and self.generation % 4 == 3:
+        if self.trace and self.generation % HOLD_OUT == HOLD_OUT - 1:
             self.held_out.append(self.trace)
         elif self.trace:
+            self.bins = self.bins or self._affordable_bins()
             for (_, span), steps in self.trace.items():
                 for index, gap, past in pairs(steps, self.longest):
-                    self._add(span, index * BINS // len(steps), gap, past, steps[index])
+                    self._add(span, index * self.bins // len(steps), gap, past, steps[index])
         self.trace = {}
+
+    def _affordable_bins(self) -> int:
+        """As many bins as there are steps, unless the Gram matrices would outgrow ``GRAM_BYTES``."""
+        first = {span: steps[0][0] for (_, span), steps in self.trace.items()}
+        columns = [3 * h.shape[-1] + 1 for streams in first.values() for h in streams if h is not None]
+        cost = 8 * self.longest * sum(n * (n + n // 3) for n in columns)
+        return max(min(MOST_BINS, len(self.timesteps), GRAM_BYTES // cost), 1)
 
     def _add(self, span: int, place: int, gap: int, past: Past, now: tuple[Streams, Streams]) -> None:
         for stream, (hidden, residual) in enumerate(zip(*now, strict=True)):
@@ -275,40 +250,37 @@ class MapRecorder(Recorder):
         self._digest()
         if not self.held_out:
             raise CalibrationError(
-                "fastcache holds out every fourth generation to fit its gate: give at least 4 seeds."
+                f"fastcache holds out every {HOLD_OUT}rd generation to fit its gate: give at least {HOLD_OUT} seeds."
             )
-        maps: dict[tuple[int, int], torch.Tensor] = {}
-        for (span, stream, place, gap), gram in self.grams.items():
-            solved = gram.solve(RIDGE).to(torch.float16)
-            empty = torch.zeros(BINS, self.longest, *solved.shape, dtype=solved.dtype)
-            maps.setdefault((span, stream), empty)[place, gap - 1] = solved
+        maps = self._solve()
         schedule = _Schedule(tuple(self.timesteps[i] for i in sorted(self.timesteps)))
-        spans = 1 + max(span for span, _ in maps)
-        ratios = error_ratios(InnovationMap(schedule, maps), self.held_out, self.longest)
+        gates = {
+            key: fit_gate(ratios)
+            for key, ratios in error_ratios(InnovationMap(schedule, maps), self.held_out, self.longest).items()
+        }
+        gaps, unknown = range(1, self.longest + 1), (1e9, 1.0)  # a pair never seen is never reused
         table = [
-            [[fit_gate(ratios.get((s, b, g), [1.0, 1.0])) for g in range(1, self.longest + 1)] for b in range(BINS)]
-            for s in range(spans)
+            [[gates.get((span, step, gap), unknown) for gap in gaps] for step in range(len(schedule.timesteps))]
+            for span in range(1 + max(span for span, _ in maps))
         ]
         numbers = {"span": self.span, "longest": self.longest, "timesteps": schedule.timesteps, "gates": table}
-        return {f"map.{span}.{stream}": tensor for (span, stream), tensor in maps.items()}, numbers
+        tensors = {f"{side}.{s}.{n}": t for (s, n), pair in maps.items() for side, t in zip(SIDES, pair, strict=True)}
+        return tensors, numbers
 
-
-def pairs(steps: list[tuple[Streams, Streams]], longest: int) -> list[tuple[int, int, Past]]:
-    """``(index, gap, past)`` for every step and gap: as if steps had been computed every ``gap`` steps before."""
-    found = []
-    for index in range(1, len(steps)):
-        for gap in range(1, min(longest, index) + 1):
-            last = index - gap
-            older = max(last - gap, 0)
-            past = follow(None, older, *steps[older]) if older < last else None
-            found.append((index, gap, follow(past, last, *steps[last])))
-    return found
+    def _solve(self) -> dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]:
+        maps: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        for (span, stream, place, gap), gram in self.grams.items():
+            solved = [half.to(torch.float16) for half in gram.solve_low_rank(RIDGE, RANK)]
+            empty = [torch.zeros(self.bins, self.longest, *half.shape, dtype=half.dtype) for half in solved]
+            for target, half in zip(maps.setdefault((span, stream), (empty[0], empty[1])), solved, strict=True):
+                target[place, gap - 1] = half
+        return maps
 
 
 def error_ratios(
     estimator: InnovationMap, traces: Sequence[Trace], longest: int
 ) -> dict[tuple[int, int, int], list[float]]:
-    """``(span, bin, gap)`` -> ratios of squared relative error to squared relative input change, one per sample."""
+    """``(span, step, gap)`` -> ratios of squared relative error to squared relative input change, one per sample."""
     ratios: dict[tuple[int, int, int], list[float]] = {}
     for trace in traces:
         for (branch, span), steps in trace.items():
@@ -324,7 +296,7 @@ def error_ratios(
                 if guess is not None:
                     error = change_of(image + guess, image + true)
                     ratio = (error / change_of(image, before).clamp_min(1e-6)) ** 2
-                    key = (span, index * BINS // len(steps), gap)
+                    key = (span, index, gap)
                     ratios.setdefault(key, []).extend(ratio.tolist())
     return ratios
 
@@ -381,11 +353,9 @@ class FastCache(FeaturePolicy):
             )
         schedule = _Schedule(tuple(numbers["timesteps"]))
         table = tuple(tuple(tuple((s, d) for s, d in gaps) for gaps in bins) for bins in numbers["gates"])
-        maps = {
-            (int(span), int(stream)): tensor
-            for name, tensor in profile.tensors.items()
-            for _, span, stream in [name.split(".")]
-        }
+        tensors = profile.tensors
+        keys = {tuple(map(int, name.split(".")[1:])) for name in tensors}
+        maps = {(s, n): (tensors[f"down.{s}.{n}"], tensors[f"up.{s}.{n}"]) for s, n in keys}
         gate = BudgetGate(self.alpha, self.rtol, min(self.longest, numbers["longest"]), schedule, table)
         return Composition(Chunks(self.span), gate, InnovationMap(schedule, maps))
 

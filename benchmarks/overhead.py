@@ -1,0 +1,90 @@
+"""What attaching costs when nothing is reused: a DiT-L/2-sized model with random weights, attached and plain in turn.
+
+    python benchmarks/overhead.py [--blocks 24 --width 1024 --tokens 256 --batch 2 --repeats 15]
+
+Prints the median and the spread of the ratio attached / plain of one denoising step, per policy with a closed gate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+from diffusers import DiTTransformer2DModel
+
+import tenuto
+from tenuto.calibration import Profile, fingerprint
+
+
+def closed_policies(model: torch.nn.Module) -> dict[str, tuple[object, Profile | None]]:
+    mark = fingerprint(model)
+    polynomial = Profile(policy="teacache", fingerprint=mark, numbers={"coefficients": [0.0, 0.0, 0.0, 1.0, 0.0]})
+    return {
+        "every_n:n=1": (tenuto.EveryN(n=1), None),
+        "first_block:threshold=0": (tenuto.FirstBlock(threshold=0.0), None),
+        "teacache:threshold=0": (tenuto.TeaCache(threshold=0.0), polynomial),
+        "taylorseer:interval=1": (tenuto.TaylorSeer(interval=1), None),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--blocks", type=int, default=24)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+
+    side = int(args.tokens**0.5)
+    model = DiTTransformer2DModel(
+        num_attention_heads=args.width // 64,
+        attention_head_dim=64,
+        in_channels=4,
+        out_channels=4,
+        num_layers=args.blocks,
+        sample_size=side,
+        patch_size=1,
+    )
+    model.eval().to(args.device)
+    inputs = torch.randn(args.batch, 4, side, side, device=args.device)
+    labels = torch.arange(args.batch, device=args.device)
+    clock = iter(range(10**9, 0, -1))
+
+    @torch.no_grad()
+    def step() -> float:
+        time_step = torch.full((args.batch,), float(next(clock) % 1000), device=args.device)
+        if args.device != "cpu":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        model(inputs, timestep=time_step, class_labels=labels)
+        if args.device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    for name, (policy, profile) in closed_policies(model).items():
+        ratios = []
+        step()
+        for repeat in range(args.repeats):
+            order = (True, False) if repeat % 2 else (False, True)
+            seconds = {}
+            for attached in order:
+                if attached:
+                    with tenuto.attach(model, policy, profile=profile) as run:
+                        step(), step()  # the first counts operations, the second settles
+                        seconds[True] = step()
+                        if run.telemetry.reuse_ratio:
+                            raise SystemExit(f"{name} reused although its gate is closed")
+                else:
+                    step()
+                    seconds[False] = step()
+            ratios.append(seconds[True] / seconds[False])
+        low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
+        print(f"{name:26s} attached/plain: median {middle:.4f} ({low:.4f} to {high:.4f})", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Trajectories of a span over denoising steps: what is known from computed steps before a step is decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tenuto.diffusion.policy import Streams
+from tenuto.errors import CalibrationError
+
+__all__ = ["Past", "Trace", "change_of", "features", "follow", "pairs"]
+
+Trace = dict[tuple[str, int], list[tuple[Streams, Streams]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """The last two computed steps of a span: ``index``/``hidden``/``residual``, and the ``slope`` per step between
+    them."""
+
+    index: int
+    hidden: Streams
+    residual: Streams
+    slope: Streams
+
+
+def follow(past: Past | None, index: int, hidden: Streams, residual: Streams) -> Past:
+    """The past after one more computed step."""
+    if past is None:
+        return Past(index, hidden, residual, tuple(None if r is None else torch.zeros_like(r) for r in residual))
+    pairs = zip(residual, past.residual, strict=True)
+    slope = tuple(None if n is None or o is None else (n - o) / (index - past.index) for n, o in pairs)
+    return Past(index, hidden, residual, slope)
+
+
+def change_of(hidden: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Relative L2 change ``[batch]`` of hidden states ``[batch, tokens, channels]``."""
+    return _norm(hidden - reference) / _norm(reference).clamp_min(1e-12)
+
+
+def _norm(tensor: torch.Tensor) -> torch.Tensor:
+    norm: torch.Tensor = torch.linalg.vector_norm(tensor.flatten(1), dim=1, dtype=torch.float32)
+    return norm
+
+
+def features(past: Past, gap: int, stream: int, hidden: torch.Tensor) -> torch.Tensor:
+    """What the map sees, ``[rows, 3 * channels + 1]``: the reference form of ``InnovationMap``."""
+    before, residual, slope = past.hidden[stream], past.residual[stream], past.slope[stream]
+    if before is None or residual is None or slope is None:
+        raise CalibrationError("a stream is missing from the past")
+    width = hidden.shape[-1]
+    columns = [(hidden - before), slope * gap, residual, torch.ones_like(hidden[..., :1])]
+    return torch.cat([column.reshape(-1, column.shape[-1]) for column in columns], 1).view(-1, 3 * width + 1)
+
+
+def pairs(steps: list[tuple[Streams, Streams]], longest: int) -> list[tuple[int, int, Past]]:
+    """``(index, gap, past)`` for every step and gap: as if steps had been computed every ``gap`` steps before."""
+    found = []
+    for index in range(1, len(steps)):
+        for gap in range(1, min(longest, index) + 1):
+            last = index - gap
+            older = max(last - gap, 0)
+            past = follow(None, older, *steps[older]) if older < last else None
+            found.append((index, gap, follow(past, last, *steps[last])))
+    return found
