@@ -119,27 +119,31 @@ class _Denoiser:
         """The wrapper of one block's ``forward``."""
         span, index, cache, meter = self.span_of[block.index], block.index, self.cache, self.meter
         opens, closes = index == span.first, index == span.last
+        beside = meter.beside if meter else _now
         eager = getattr(original, "_torchdynamo_orig_callable", original)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             streams: Streams = block.streams(args, kwargs)
             if opens:
-                cache.enter(span, streams, lambda: _modulated(self.layout.blocks[0], eager, args, kwargs))
+                beside(lambda: cache.enter(span, streams, lambda: _modulated(block, eager, args, kwargs)))
             if cache.skipping:
                 if meter:
                     meter.skip(index)
-                return pack(self.orders[index], cache.estimate() if closes else streams)
-            version = _version(streams[0])
+                # a copy: models may write into what a block returns, and the span's input must stay as it was
+                passed = tuple(None if s is None else s.clone() for s in streams) if opens else streams
+                return pack(self.orders[index], cache.estimate() if closes else passed)
+            first = index not in self.orders
+            marks = _marks(streams, first)
             raw = meter.run(index, original, args, kwargs) if meter else original(*args, **kwargs)
-            if version != _version(streams[0]):
+            if marks != _marks(streams, first):
                 raise AttachError(
                     f"Block {block.path} changes its input in place: its residual is lost. Not cacheable."
                 )
             output = unpack(block, raw, streams)
-            if index not in self.orders:
+            if first:
                 self.orders[index] = output_order(block, raw, streams) if isinstance(raw, tuple) else None
             if closes:
-                cache.computed(output)
+                beside(lambda: cache.computed(output))
             return raw
 
         return forward
@@ -156,9 +160,7 @@ def _modulated(
     children = dict(block.module.named_children())
     attention = next((child for name, child in children.items() if name.startswith("attn")), None)
     if attention is None:
-        raise AttachError(
-            f"Block {block.path} has no attention to read the modulated input of; it has {list(children)}."
-        )
+        raise AttachError(f"Block {block.path} has no attention whose input could be read; it has {list(children)}.")
 
     def catch(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         raise _Captured(named["hidden_states"] if "hidden_states" in named else given[0])
@@ -174,8 +176,17 @@ def _modulated(
     raise AttachError(f"Block {block.path} did not call its attention: its modulated input cannot be read.")
 
 
-def _version(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None or tensor.is_inference() else tensor._version
+def _now(work: Callable[[], Any]) -> Any:
+    return work()
+
+
+def _marks(streams: Streams, first: bool) -> tuple[object, ...]:
+    """What changes when a stream is written to: its version; in inference mode, which keeps none, a sum (``first``)."""
+    return tuple(
+        (str(float(s.sum(dtype=torch.float64))) if first else "") if s.is_inference() else s._version
+        for s in streams
+        if s is not None
+    )
 
 
 def _replace(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
@@ -201,11 +212,9 @@ def _wrap(stack: ExitStack, denoiser: _Denoiser) -> None:
     stack.callback(_attached.discard, root)
     _replace(stack, root, "forward", torch.compiler.disable(denoiser.root(root.forward), recursive=False))
     for block in denoiser.layout.blocks:
-        inner = block.module.forward
-        if block.module._compiled_call_impl is not None:
-            _replace(stack, block.module, "_compiled_call_impl", None)
-            inner = torch.compile(inner)
-        _replace(stack, block.module, "forward", denoiser.block(block, inner))
+        compiled = block.module._compiled_call_impl  # by Module.compile: wrapped as it is, nothing is compiled again
+        slot = "forward" if compiled is None else "_compiled_call_impl"
+        _replace(stack, block.module, slot, denoiser.block(block, compiled or block.module.forward))
     context: Any = getattr(root, "cache_context", None)  # diffusers' CacheMixin has it, other models have not
     if context is not None:
         _replace(stack, root, "cache_context", _contexts(denoiser, context))
@@ -241,12 +250,17 @@ def _watch(stack: ExitStack, scheduler: Any, run: AttachedRun) -> None:
 
 
 def _uncompiled(target: Any) -> None:
-    modules = [target] if isinstance(target, nn.Module) else list(getattr(target, "components", {}).values())
-    for module in modules:
-        if type(module).__name__ == "OptimizedModule":
+    components: dict[str, Any] = getattr(target, "components", {})
+    modules = [value for key, value in components.items() if key.startswith("transformer")]
+    for module in [target] if isinstance(target, nn.Module) else modules:
+        children = module.children() if isinstance(module, nn.Module) else ()
+        lists = [child for child in children if isinstance(child, nn.ModuleList)]
+        if "OptimizedModule" in {
+            type(part).__name__ for part in (module, *(block for each in lists for block in each))
+        }:
             raise AttachError(
-                "The model is wrapped by torch.compile, so no block can be skipped. Attach to the plain model and "
-                "compile its blocks: model.compile_repeated_blocks()."
+                "The model or its blocks are wrapped by torch.compile(), so no block can be skipped. Attach to the "
+                "plain model and compile its blocks in place: model.compile_repeated_blocks(), or block.compile()."
             )
 
 
@@ -265,6 +279,14 @@ def _profile_for(policy: FeaturePolicy, name: str, root: nn.Module, profile: Pro
     return profile
 
 
+def _check_count(policy: FeaturePolicy, target: Any, layouts: Sequence[Layout]) -> None:
+    if policy.calibrated and len(layouts) > 1:
+        raise AttachError(
+            f"{type(policy).__name__} is calibrated for one denoiser and {type(target).__name__} has {len(layouts)}. "
+            f"Give one at a time: {', '.join(f'pipe.{layout.name}' for layout in layouts)}."
+        )
+
+
 @contextmanager
 def attach(
     target: Any, policy: FeaturePolicy, *, profile: Profile | None = None, count_flops: bool = True
@@ -278,11 +300,12 @@ def attach(
         count_flops: measure operations once per input shape (adds about one step's time to the first step).
 
     Raises:
-        AttachError: nothing to attach to, attached already, or compiled as a whole.
+        AttachError: nothing to attach to, attached already, compiled as a whole, or more denoisers than it is for.
         CalibrationError: the policy needs a profile and none fits this model.
     """
     _uncompiled(target)
     layouts = find_denoisers(target)
+    _check_count(policy, target, layouts)
     name = type(policy).__module__.rpartition(".")[2]
     profile = _profile_for(policy, name, layouts[0].root, profile)
     run = AttachedRun(policy, profile)
@@ -321,8 +344,9 @@ def calibrate(
     """
     if not seeds:
         raise CalibrationError("calibrate() was given no seeds. Give at least two, for example seeds=range(8).")
+    _check_count(policy, target, find_denoisers(target))
     recorder = policy.recorder()
-    with attach(target, Recording(recorder), count_flops=False) as run:
+    with attach(target, Recording(watcher=recorder), count_flops=False) as run:
         for number, seed in enumerate(seeds):
             recorder.begin(number)
             run.reset()

@@ -20,13 +20,14 @@ __all__ = ["FeatureCache", "tensor_bytes"]
 
 
 def tensor_bytes(state: Any) -> int:
-    """Bytes of the tensors held in a state: tuples, dictionaries and dataclasses are searched; shared ones count
-    once."""
+    """Bytes that the tensors in a state keep alive: tuples, dictionaries and dataclasses are searched; a storage counts
+    in full and once, however many views there are of it."""
     seen: dict[int, int] = {}
 
     def visit(value: Any) -> None:
         if isinstance(value, torch.Tensor):
-            seen[value.untyped_storage().data_ptr()] = value.nelement() * value.element_size()
+            storage = value.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
         elif isinstance(value, (tuple, list)):
             for item in value:
                 visit(item)
@@ -103,13 +104,13 @@ class FeatureCache:
         """A denoiser call starts. A new shape, or ``fresh``, starts the branch cold."""
         key = (session, branch)
         held = self._branches.get(key)
-        if held and (fresh or held.signature != signature):
-            self._forget(key)
-            held = None
-        if held is None:
-            first = not any(name == session for name, _ in self._branches)
-            self.generations += first
-            held = self._branches[key] = _Branch(self.generations - 1, signature)
+        if held is None or fresh or held.signature != signature:
+            latest = max((b.generation for (name, _), b in self._branches.items() if name == session), default=-1)
+            if held:
+                self._forget(key)
+            if latest < 0 or (held and held.generation == latest):  # else another branch has begun it already
+                latest, self.generations = self.generations, self.generations + 1
+            held = self._branches[key] = _Branch(latest, signature)
         held.index += 1
         held.timestep = timestep
         held.shared = held.probe = None
@@ -178,10 +179,11 @@ class FeatureCache:
 
     def _settle(self, branch: _Branch, now: _Open, computed: bool) -> None:
         span, gate = now.step.span, self.composition.gate
+        judged = None
         if not span.always and (now.step.leading or not gate.shared):
             key = 0 if gate.shared else span.index
-            branch.gates[key] = gate.settled(branch.gates[key], now.step, now.verdict, computed)
-        held = tensor_bytes((branch.estimators.get(span.index), branch.gates.get(span.index)))
+            judged = branch.gates[key] = gate.settled(branch.gates[key], now.step, now.verdict, computed)
+        held = tensor_bytes((branch.estimators.get(span.index), judged))
         self.telemetry.hold(held - branch.held.get(span.index, 0))
         branch.held[span.index] = held
         self.telemetry.record(

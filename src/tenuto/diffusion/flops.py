@@ -28,6 +28,7 @@ class FlopMeter:
     def __init__(self) -> None:
         self._whole: dict[Any, float] = {}
         self._blocks: dict[Any, dict[int, float]] = {}
+        self._beside: dict[Any, float] = {}
         self._mode: FlopCounterMode | None = None
         self._signature: Any = None
         self._skipped: list[int] = []
@@ -39,11 +40,14 @@ class FlopMeter:
         if signature in self._whole:
             yield
             return
-        self._blocks[signature] = {}
-        try:
-            with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as self._mode:
+        self._blocks[signature], self._beside[signature] = {}, 0.0
+        try:  # eager: compiled code hides its operations, and torch would not run it compiled again after this mode
+            with (
+                torch.compiler.set_stance("force_eager"),
+                FlopCounterMode(display=False, custom_mapping=_ATTENTION) as self._mode,
+            ):
                 yield
-                self._whole[signature] = self._mode.get_total_flops()
+                self._whole[signature] = self._mode.get_total_flops() - self._beside[signature]
         finally:
             self._mode = None
 
@@ -56,6 +60,15 @@ class FlopMeter:
         self._blocks[self._signature][index] = self._mode.get_total_flops() - before
         return result
 
+    def beside(self, work: Callable[[], Any]) -> Any:
+        """Do a policy's own work: executed in every call, but not by the denoiser."""
+        if self._mode is None:
+            return work()
+        before = self._mode.get_total_flops()
+        result = work()
+        self._beside[self._signature] += self._mode.get_total_flops() - before
+        return result
+
     def skip(self, index: int) -> None:
         """A block was not run in this call."""
         self._skipped.append(index)
@@ -64,4 +77,5 @@ class FlopMeter:
         """Operations of the last call: without caching, and executed."""
         whole = self._whole[self._signature]
         blocks = self._blocks[self._signature]
-        return whole, whole - sum(blocks.get(index, 0.0) for index in self._skipped)
+        skipped = sum(blocks[index] for index in self._skipped)
+        return whole, whole - skipped + self._beside[self._signature]

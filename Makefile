@@ -1,0 +1,60 @@
+# People and CI call the same targets. `make demo` and `make test` do all the set-up on a fresh machine.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.tenuto-installed
+
+# Torch goes first and pinned, so that nothing later chooses another build. To take a CPU or CUDA build from an index of
+# your own, add pip's options: make test PIP_TORCH="--index-url URL".
+TORCH ?= torch==2.13.0
+PIP_TORCH ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+POLICIES ?= every_n,first_block,teacache,taylorseer,fastcache
+
+.PHONY: help install demo test check sync docs bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+$(STAMP): pyproject.toml
+	@python=""; for name in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
+	  if "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$name; break; fi; \
+	done; \
+	test -n "$$python" || { echo "No Python >= 3.11 found. Install one, or give it: make PYTHON=/path/to/python3"; exit 1; }; \
+	test -x $(BIN)/python || "$$python" -m venv $(VENV)
+	$(PIP) install -qq $(PIP_TORCH) $(TORCH)
+	$(PIP) install -qq -e ".[all,dev]"
+	@touch $@
+
+install: $(STAMP) ## make the environment in VENV (.venv) if it is not there
+	@:
+
+demo: $(STAMP) ## generate images with every policy: a table and tenuto-report.html
+	$(BIN)/tenuto demo
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP) docs ## format, lint, types, import order, generated files, docs
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy --no-error-summary
+	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/python scripts/sync.py --check
+
+sync: $(STAMP) ## regenerate exports, method pages, README table and CLI page
+	$(BIN)/python scripts/sync.py
+
+docs: $(STAMP) ## build the docs site into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+bench: $(STAMP) ## measure every policy on the bundled model, report in build/bench
+	$(BIN)/tenuto bench diffusion --model bundled:dit-fashion --policies "$(POLICIES)" --steps 50 --samples 256 \
+	  --guidance 1.5 --seed 0 --out build/bench
+	$(BIN)/tenuto report build/bench
+
+clean: ## remove what the targets wrote, but neither the environment nor training checkpoints
+	rm -rf build/site build/bench dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache tenuto-report*

@@ -1,0 +1,78 @@
+"""Tenuto: caching for pretrained generative models. Hold what has not changed, within an error budget.
+
+    with tenuto.attach(pipe, tenuto.FirstBlock(threshold=0.1)) as run:
+        images = pipe(class_labels=[0, 1, 2]).images
+
+Importing this package does nothing else: each name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# sync: begin (written by `make sync`)
+if TYPE_CHECKING:
+    from tenuto.budget import ErrorBudget
+    from tenuto.calibration import Profile
+    from tenuto.diffusion.attach import attach, calibrate
+    from tenuto.diffusion.policies.every_n import EveryN
+    from tenuto.diffusion.policies.fastcache import FastCache
+    from tenuto.diffusion.policies.first_block import FirstBlock
+    from tenuto.diffusion.policies.taylorseer import TaylorSeer
+    from tenuto.diffusion.policies.teacache import TeaCache
+    from tenuto.errors import AttachError, CalibrationError, InputError, ModelError, PolicyError, TenutoError
+    from tenuto.eval.run import Run
+
+_HOMES = {
+    "AttachError": "tenuto.errors",
+    "CalibrationError": "tenuto.errors",
+    "ErrorBudget": "tenuto.budget",
+    "EveryN": "tenuto.diffusion.policies.every_n",
+    "FastCache": "tenuto.diffusion.policies.fastcache",
+    "FirstBlock": "tenuto.diffusion.policies.first_block",
+    "InputError": "tenuto.errors",
+    "ModelError": "tenuto.errors",
+    "PolicyError": "tenuto.errors",
+    "Profile": "tenuto.calibration",
+    "Run": "tenuto.eval.run",
+    "TaylorSeer": "tenuto.diffusion.policies.taylorseer",
+    "TeaCache": "tenuto.diffusion.policies.teacache",
+    "TenutoError": "tenuto.errors",
+    "attach": "tenuto.diffusion.attach",
+    "calibrate": "tenuto.diffusion.attach",
+}
+__all__ = [
+    "AttachError",
+    "CalibrationError",
+    "ErrorBudget",
+    "EveryN",
+    "FastCache",
+    "FirstBlock",
+    "InputError",
+    "ModelError",
+    "PolicyError",
+    "Profile",
+    "Run",
+    "TaylorSeer",
+    "TeaCache",
+    "TenutoError",
+    "__version__",
+    "attach",
+    "calibrate",
+]
+# sync: end
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tenuto' has no public name {name!r}. Allowed: {', '.join(__all__)}.")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,246 @@
+"""Finds methods by name: the files in ``diffusion/policies/`` and the entry points of the group ``tenuto.diffusion``.
+
+A policy is written as text, on the command line and in a Run: ``name`` or ``name:option=value,option=value``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, asdict, dataclass, fields
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any, get_type_hints
+
+from tenuto.diffusion import policies
+from tenuto.diffusion.policy import FeaturePolicy
+from tenuto.errors import PolicyError, closest
+
+__all__ = ["MethodInfo", "Option", "bibtex", "describe", "method", "methods", "parse", "parse_list", "text"]
+
+FAMILY = "diffusion"
+GROUP = "tenuto.diffusion"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One number of a policy: its name, type and default (None if it must be given)."""
+
+    name: str
+    type: type
+    default: Any
+    required: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MethodInfo:
+    """A method that was found: its name in text, its family, and the class that makes policies."""
+
+    name: str
+    family: str
+    cls: type[FeaturePolicy]
+
+    @property
+    def summary(self) -> str:
+        """The first paragraph of the docstring of the method's file, on one line."""
+        module = inspect.getmodule(self.cls)
+        return " ".join(inspect.cleandoc((module and module.__doc__) or "").split("\n\n")[0].split())
+
+    def options(self) -> dict[str, Option]:
+        """What the policy takes, by name, in the order of its definition.
+
+        Raises:
+            PolicyError: an option is of a type that text cannot express.
+        """
+        hints = get_type_hints(self.cls)
+        found = {}
+        for item in fields(self.cls):  # type: ignore[arg-type]
+            if hints[item.name] not in _READERS:
+                raise PolicyError(f"{self.name}: option {item.name!r} must be int, float, bool or str in its class.")
+            default = None if item.default is MISSING else item.default
+            found[item.name] = Option(item.name, hints[item.name], default, item.default is MISSING)
+        return found
+
+
+def methods() -> dict[str, MethodInfo]:
+    """Every method that is installed, by name, sorted.
+
+    Raises:
+        PolicyError: two methods share a name, or a file or an entry point does not give exactly one policy class.
+    """
+    found: dict[str, MethodInfo] = {}
+    origins: dict[str, str] = {}
+    for name, cls, origin in (*_from_files(), *_from_entry_points()):
+        if name in found:
+            raise PolicyError(f"Two methods are called {name!r}: {origins[name]} and {origin}. Rename or remove one.")
+        found[name], origins[name] = MethodInfo(name, FAMILY, cls), origin
+    return dict(sorted(found.items()))
+
+
+def _from_files() -> Iterator[tuple[str, type[FeaturePolicy], str]]:
+    for module in pkgutil.iter_modules(policies.__path__):
+        path = f"{policies.__name__}.{module.name}"
+        yield module.name, _only_policy(importlib.import_module(path)), path
+
+
+def _only_policy(module: ModuleType) -> type[FeaturePolicy]:
+    here = [cls for cls in vars(module).values() if _is_policy(cls) and cls.__module__ == module.__name__]
+    if len(here) != 1:
+        names = ", ".join(cls.__name__ for cls in here) or "none"
+        raise PolicyError(f"{module.__name__} must define exactly one policy class, found: {names}.")
+    found: type[FeaturePolicy] = here[0]
+    return found
+
+
+def _is_policy(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, FeaturePolicy) and not inspect.isabstract(value)
+
+
+def _from_entry_points() -> Iterator[tuple[str, type[FeaturePolicy], str]]:
+    for point in entry_points(group=GROUP):
+        origin = f"the entry point {point.value}"
+        try:
+            cls = point.load()
+        except (ImportError, AttributeError) as error:
+            raise PolicyError(
+                f"Method {point.name!r}: {origin} cannot be loaded ({error}). Uninstall or fix it."
+            ) from error
+        if not _is_policy(cls):
+            raise PolicyError(f"Method {point.name!r}: {origin} is not a FeaturePolicy class. Uninstall or fix it.")
+        yield point.name, cls, origin
+
+
+def method(name: str) -> MethodInfo:
+    """One method by name.
+
+    Raises:
+        PolicyError: there is none of that name.
+    """
+    known = methods()
+    if name not in known:
+        raise PolicyError(f"Unknown policy {name!r}.{closest(name, known)}")
+    return known[name]
+
+
+def describe(info: MethodInfo) -> dict[str, Any]:
+    """A method as JSON-ready values."""
+    options = {o.name: {"type": o.type.__name__, "default": o.default} for o in info.options().values()}
+    return {
+        "name": info.name,
+        "family": info.family,
+        "class": info.cls.__name__,
+        "summary": info.summary,
+        "calibrated": info.cls.calibrated,
+        "exact": info.cls.exact,
+        "options": options,
+        "sweep": list(info.cls.sweep),
+        "paper": asdict(info.cls.paper),
+    }
+
+
+def bibtex(info: MethodInfo) -> str:
+    """The BibTeX entry of a method's paper."""
+    paper = info.cls.paper
+    authors = [author.strip() for author in paper.authors.split(",")]
+    return (
+        f"@misc{{{info.name}{paper.year},\n  title = {{{{{paper.title}}}}},\n"
+        f"  author = {{{' and '.join(authors)}}},\n  year = {{{paper.year}}},\n  url = {{{paper.url}}}\n}}"
+    )
+
+
+def parse(given: str) -> FeaturePolicy:
+    """The policy that a text such as ``first_block:threshold=0.1`` names.
+
+    Raises:
+        PolicyError: an unknown name or option, or a value of the wrong type.
+        InputError: a value that the policy refuses.
+    """
+    name, colon, rest = (part.strip() for part in given.partition(":"))
+    found = method(name)
+    options, values = found.options(), {}
+    for item in rest.split(",") if colon else ():
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if key not in options:
+            raise PolicyError(f"{name} has no option {key!r}.{closest(key, options)}")
+        if not equals or key in values:
+            raise PolicyError(f"{name}: write option {key!r} once, as {key}=VALUE; got {given!r}.")
+        values[key] = _read(f"{name}: {key}", value, options[key].type)
+    if missing := [option.name for option in options.values() if option.required and option.name not in values]:
+        raise PolicyError(f"{name} needs {', '.join(missing)}: write {name}:{missing[0]}=VALUE.")
+    return found.cls(**values)
+
+
+def _read_bool(value: str) -> bool:
+    return {"true": True, "false": False}[value.lower()]
+
+
+def _read_float(value: str) -> float:
+    number = float(value)
+    if math.isnan(number):
+        raise ValueError("not a number")
+    return number
+
+
+_READERS: dict[type, tuple[Callable[[str], Any], str]] = {
+    int: (int, "a whole number"),
+    float: (_read_float, "a number"),
+    bool: (_read_bool, "true or false"),
+    str: (str, "text"),
+}
+
+
+def _read(label: str, value: str, kind: type) -> Any:
+    reader, allowed = _READERS[kind]
+    try:
+        return reader(value)
+    except (ValueError, KeyError) as error:
+        raise PolicyError(f"{label}={value} is not allowed: give {allowed}.") from error
+
+
+def parse_list(given: str) -> list[FeaturePolicy]:
+    """Policies from a text such as ``first_block:threshold=0.1,fastcache:alpha=0.05,rtol=0.1,every_n``.
+
+    A part ``option=value`` without a colon belongs to the policy before it.
+
+    Raises:
+        PolicyError: as for :func:`parse`, or a policy is listed twice.
+        InputError: as for :func:`parse`.
+    """
+    texts: list[str] = []
+    for token in given.split(","):
+        if ":" in token or "=" not in token:
+            texts.append(token)
+        elif texts:
+            texts[-1] += ("," if ":" in texts[-1] else ":") + token
+        else:
+            raise PolicyError(f"{token.strip()!r} comes before any policy. Write name:option=value,name,...")
+    found: dict[FeaturePolicy, None] = {}
+    for item in texts:
+        policy = parse(item)
+        if policy in found:
+            raise PolicyError(f"The policy {text(policy)!r} is listed twice. List it once.")
+        found[policy] = None
+    return list(found)
+
+
+def text(policy: FeaturePolicy) -> str:
+    """The text that :func:`parse` turns back into this policy: its name and the options that differ from the default.
+
+    Raises:
+        PolicyError: the policy's class is not in the catalog.
+    """
+    name = next((info.name for info in methods().values() if info.cls is type(policy)), None)
+    if name is None:
+        raise PolicyError(
+            f"{type(policy).__name__} is not in the catalog. Put it in a file of tenuto/diffusion/policies, "
+            f"or declare an entry point in the group {GROUP!r}."
+        )
+    changed = []
+    for item in fields(policy):  # type: ignore[arg-type]
+        value = getattr(policy, item.name)
+        if value != item.default:
+            changed.append(f"{item.name}={str(value).lower() if isinstance(value, bool) else value}")
+    return f"{name}:{','.join(changed)}" if changed else name

@@ -1,0 +1,1 @@
+"""Measure: one Run per policy, model and setting."""

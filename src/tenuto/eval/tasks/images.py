@@ -1,0 +1,216 @@
+"""The diffusion task: generate the same pictures under every policy and measure speed, memory and quality.
+
+The rows: the uncached baseline ("none"), every policy, and the plain baseline "fewer_steps:n=..." at the cost of the
+strongest and mildest policy. All rows draw the same samples, batch by batch in turn, so that the pictures and the
+pairs of timings come from the same work. One untimed batch per row comes first: it warms up and measures memory.
+
+The ``reuse_ratio`` of "fewer_steps" is the fraction of the baseline's block executions that it leaves out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tenuto import catalog
+from tenuto.calibration import Profile
+from tenuto.diffusion.policy import FeaturePolicy
+from tenuto.errors import InputError
+from tenuto.eval.contender import Calls, Contender
+from tenuto.eval.fitting import profiles_for
+from tenuto.eval.folders import check_folder
+from tenuto.eval.grids import difference, grid, save_png
+from tenuto.eval.job import Job, labels_of
+from tenuto.eval.pipelines import ImageModel, device_words, load_model, versions
+from tenuto.eval.quality import FashionJudge, mean_interval, psnr, ssim
+from tenuto.eval.run import Run, Timing, read_runs, write_run
+from tenuto.eval.speed import claim, interleave
+
+__all__ = ["BASELINE", "DEMO", "bench", "demo_policies"]
+
+TASK = "diffusion"
+BASELINE = "none"
+FEWER = "fewer_steps:n="
+DEMO = Job(steps=50, samples=40, guidance=1.5, seed=0)
+"""What `tenuto demo` generates: small enough for three minutes on two cores."""
+
+
+def demo_policies() -> list[FeaturePolicy]:
+    """One policy of every method, from the middle of its sweep."""
+    found = catalog.methods().values()
+    return [catalog.parse(info.cls.sweep[len(info.cls.sweep) // 2] if info.cls.sweep else info.name) for info in found]
+
+
+def bench(
+    model: str,
+    policies: Sequence[FeaturePolicy],
+    out: Path,
+    job: Job,
+    *,
+    profiles: Sequence[Profile] = (),
+    device: str = "auto",
+    command: str = "",
+) -> list[Run]:
+    """Measure the policies on an image model and write one record per row into ``out``, pictures beside them.
+
+    Args:
+        model: ``bundled:NAME`` or the folder of a DiTPipeline.
+        policies: what to compare with the uncached model.
+        out: folder for records; ``images/`` and ``profiles/`` are made in it.
+        job: steps, samples, guidance, seed, batch.
+        profiles: for calibrated policies; others are looked up or fitted here, on seeds kept apart.
+        device: "auto", or a torch device; command: stored in the records.
+
+    Returns:
+        The Runs written, the baseline first.
+
+    Raises:
+        InputError: the folder cannot be written or holds Runs of another job, or a number is out of range.
+        ModelError: the model is missing or damaged.
+        CalibrationError: a profile does not fit.
+    """
+    if not policies:
+        raise InputError("No policy was given. Give at least one, for example every_n; `tenuto methods` lists them.")
+    if len(set(policies)) < len(policies):
+        raise InputError("A policy was given twice. Give every policy once.")
+    check_folder(out)
+    loaded = load_model(model, device)
+    loaded.check(job.steps, job.guidance)
+    shared = _shared(loaded, job, command)
+    _same_job(out, shared)
+    fitted = profiles_for(loaded, policies, job, profiles, out / "profiles")
+    rows = [Contender(BASELINE, loaded, job)]
+    for policy in policies:
+        it = fitted.get(policy)
+        profile, seconds = (it.profile, it.seconds) if it else (None, 0.0)
+        name = catalog.text(policy)
+        rows.append(Contender(name, loaded, job, policy=policy, profile=profile, calibration_seconds=seconds))
+    timings = _measure(rows, loaded, job)
+    return _write([_run(row, rows[0], timings[row.name], shared) for row in rows], rows, out)
+
+
+def _shared(model: ImageModel, job: Job, command: str) -> Run:
+    """What all rows have in common."""
+    settings = {
+        "steps": job.steps,
+        "samples": job.samples,
+        "guidance": job.guidance,
+        "seed": job.seed,
+        "batch": len(job.batches[-1]),
+        "sampler": model.sampler,
+    }
+    return Run(
+        policy=BASELINE,
+        task=TASK,
+        model=model.name,
+        fingerprint=model.fingerprint,
+        settings=settings,
+        versions=versions(),
+        device=device_words(model),
+        command=command,
+    )
+
+
+def _same_job(out: Path, mine: Run) -> None:
+    """Records of another job would end in one table with these: refuse before any work."""
+    for run in read_runs(out) if any(out.glob("*.json")) else []:
+        told = {"model weights": run.fingerprint, **run.settings}
+        for key, value in {"model weights": mine.fingerprint, **mine.settings}.items():
+            if told.get(key) != value:
+                raise InputError(
+                    f"{out} holds Runs of another job ({key}: {told.get(key)}, now {value}). Give another --out folder."
+                )
+
+
+def _measure(rows: list[Contender], model: ImageModel, job: Job) -> dict[str, Timing]:
+    """Probe all rows, add the fewer-steps rows that match them, and time everything interleaved."""
+    rounds = 1 + job.repeats
+    with Calls(model, rounds * sum(row.expected_calls for row in rows), TASK) as counter:
+        speeds = []
+        counter.expect(rows[0].expected_calls)
+        rows[0].probe()  # once more than the others: it pays for what a process allocates only once
+        for row in rows:
+            row.counter = counter
+            book = row.probe()
+            if book.reuse_ratio and book.flops_speedup:
+                speeds.append(book.flops_speedup)
+        for steps in _matching_steps(job.steps, speeds):
+            row = Contender(f"{FEWER}{steps}", model, job, steps=steps)
+            row.counter = counter
+            counter.expect(rounds * steps)
+            row.probe()
+            rows.append(row)
+        works = {row.name: row.work for row in rows[1:]}
+        timings = interleave(rows[0].work, works, repeats=job.repeats, warmup=0)  # the probes were the warm-up
+    base = next(iter(timings.values())).baseline_seconds
+    return {BASELINE: Timing(seconds=base, baseline_seconds=base), **timings}
+
+
+def _matching_steps(steps: int, speeds: Sequence[float]) -> list[int]:
+    """Numbers of denoising steps that cost what the strongest and the mildest policy cost."""
+    if not speeds:
+        return []
+    return sorted({n for speed in (max(speeds), min(speeds)) if 1 <= (n := max(round(steps / speed), 1)) < steps})
+
+
+def _run(row: Contender, baseline: Contender, timing: Timing, shared: Run) -> Run:
+    pictures, reference = torch.cat(row.pictures), torch.cat(baseline.pictures)
+    common = replace(shared, policy=row.name, timing=timing, peak_bytes=row.peak_bytes, **_quality(pictures, row.job))
+    if row is baseline:
+        return replace(
+            common, telemetry={"denoiser_calls": row.calls}, withheld="it is what the others are compared with"
+        )
+    book = row.telemetry()
+    reuse_ratio = book.reuse_ratio if row.policy else 1 - row.calls / baseline.calls
+    flops_speedup = book.flops_speedup if row.policy else baseline.calls / row.calls
+    exact = row.policy is not None and row.policy.exact
+    claimed = claim(timing, saved=reuse_ratio > 0, identical=torch.equal(pictures, reference), exact=exact)
+    closeness = psnr(pictures, reference).tolist()
+    return replace(
+        common,
+        telemetry={"denoiser_calls": row.calls, **(book.summary() if row.policy else {})},
+        grid=book.grid(),
+        decisions=book.decisions(),
+        speedup=claimed.speedup,
+        speedup_range=claimed.speedup_range,
+        withheld=claimed.withheld,
+        flops_speedup=None if claimed.withheld else flops_speedup,
+        psnr=sum(closeness) / len(closeness),
+        psnr_interval=mean_interval(closeness),
+        ssim=float(ssim(pictures, reference).mean()) if min(pictures.shape[-2:]) >= 11 else None,
+        reuse_ratio=reuse_ratio,
+        cache_bytes=book.peak_cache_bytes,
+        calibration_seconds=row.calibration_seconds,
+    )
+
+
+def _quality(pictures: torch.Tensor, job: Job) -> dict[str, Any]:
+    """FID-fashion and class accuracy: for 28x28 pictures in one channel only."""
+    if pictures.shape[1:] != (1, 28, 28):
+        return {"fid": None, "class_accuracy": None}
+    judge = FashionJudge()
+    labels = torch.tensor(labels_of(range(job.samples)))
+    fid = judge.fid(pictures) if len(pictures) > 1 else None
+    return {"fid": fid, "class_accuracy": judge.class_accuracy(pictures, labels)}
+
+
+def _write(runs: Sequence[Run], rows: Sequence[Contender], out: Path) -> list[Run]:
+    """Pictures first, then the records that name them, each renamed when complete."""
+    reference = torch.cat(rows[0].pictures)
+    written = []
+    for run, row in zip(runs, rows, strict=True):
+        pictures = torch.cat(row.pictures)
+        name = "".join(c if c.isalnum() or c in "._-=" else "_" for c in run.policy)
+        images = {"grid": f"images/{name}.png"}
+        save_png(grid(pictures), out / images["grid"])
+        if row is not rows[0]:
+            images["difference"] = f"images/{name}-difference.png"
+            save_png(grid(difference(pictures, reference)), out / images["difference"])
+        written.append(replace(run, images=images))
+    for run in written:
+        write_run(run, out)
+    return written

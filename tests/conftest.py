@@ -1,0 +1,121 @@
+"""A tiny random-weight pipeline with real files, and a judge with random weights: real code paths in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny tensors are slower on several threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DiTPipeline folder: 3 blocks of width 16, 64 tokens, 32x32 pictures in one channel, random weights."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformer = DiTTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=4,
+            out_channels=4,
+            num_layers=3,
+            sample_size=8,
+            patch_size=1,
+            num_embeds_ada_norm=1000,
+        )
+        vae = AutoencoderKL(
+            in_channels=1,
+            out_channels=1,
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 8),
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=32,
+            mid_block_add_attention=False,
+        )
+    scheduler = DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    DiTPipeline(transformer, vae, scheduler).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def judge_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a judge, random, with a standard Gaussian as its reference."""
+    import torch
+    from safetensors.torch import save_file
+
+    from tenuto.eval.quality import FEATURES, FashionClassifier
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weights = FashionClassifier().state_dict()
+    path = tmp_path_factory.mktemp("judge") / "classifier.safetensors"
+    save_file({**weights, "feature_mean": torch.zeros(FEATURES), "feature_cov": torch.eye(FEATURES)}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def offline(judge_file: Path, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Iterator[None]:
+    """The random judge, an empty folder for profiles, one thread."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tenuto.eval.quality.JUDGE", judge_file)
+        patch.setenv("TENUTO_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+PLUGIN = '''
+"""Sixth: reuses every other step. https://example.org/sixth"""
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tenuto.diffusion.policies.every_n import Interval, StoredResidual, WholeStack
+from tenuto.diffusion.policy import Composition, FeaturePolicy, Paper
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sixth(FeaturePolicy):
+    """Every other step."""
+
+    pace: float = 2.0
+    eager: bool = False
+    label: str = "a"
+    warmup: int = 1
+
+    paper: ClassVar[Paper] = Paper("The Sixth", "Doe, Roe", 2030, "https://example.org/sixth")
+
+    def compose(self, profile):
+        return Composition(WholeStack(), Interval(2, self.warmup), StoredResidual())
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An installed distribution, out of the tree, that adds the policy "sixth"; gives back its module's name."""
+    (tmp_path / "sixth_policy.py").write_text(PLUGIN)
+    info = tmp_path / "sixth-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sixth\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[tenuto.diffusion]\nsixth = sixth_policy:Sixth\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return "sixth_policy"

@@ -1,0 +1,128 @@
+"""Methods are found by themselves; policies round-trip through text; what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import tenuto
+from tenuto import catalog
+from tenuto.errors import PolicyError
+
+OWN = {"every_n", "fastcache", "first_block", "taylorseer", "teacache"}
+
+
+def test_every_policy_file_is_found() -> None:
+    assert set(catalog.methods()) >= OWN
+    assert catalog.methods()["every_n"].cls is tenuto.EveryN
+    assert all(info.family == "diffusion" and info.summary for info in catalog.methods().values())
+
+
+def test_text_is_short_and_comes_back() -> None:
+    assert catalog.text(tenuto.EveryN()) == "every_n"
+    assert catalog.text(tenuto.EveryN(n=5)) == "every_n:n=5"
+    third = tenuto.FirstBlock(threshold=1 / 3, warmup=4)
+    assert catalog.text(third) == "first_block:threshold=0.3333333333333333,warmup=4"
+    assert catalog.parse(catalog.text(third)) == third
+
+
+@pytest.mark.parametrize("name", sorted(OWN))
+def test_sweeps_round_trip(name: str) -> None:
+    info = catalog.method(name)
+    assert info.cls.sweep
+    for given in info.cls.sweep:
+        policy = catalog.parse(given)
+        assert type(policy) is info.cls
+        assert catalog.parse(catalog.text(policy)) == policy
+
+
+def test_types_come_from_the_dataclass(plugin: str) -> None:
+    policy = catalog.parse("sixth: pace=3, eager=TRUE, label=b c")
+    module = sys.modules[plugin]
+    assert policy == module.Sixth(pace=3.0, eager=True, label="b c")
+    assert catalog.text(policy) == "sixth:pace=3.0,eager=true,label=b c"
+    assert catalog.parse(catalog.text(policy)) == policy
+    assert isinstance(policy.pace, float)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("evry_n", "Unknown policy 'evry_n'. Did you mean 'every_n'? Allowed: every_n, fastcache"),
+        ("", "Unknown policy ''"),
+        ("first_block:treshold=1", "no option 'treshold'. Did you mean 'threshold'? Allowed: threshold, warmup"),
+        ("every_n:n=2.5", "n=2.5 is not allowed: give a whole number"),
+        ("first_block:threshold=x", "threshold=x is not allowed: give a number"),
+        ("first_block:threshold=nan", "threshold=nan is not allowed"),
+        ("every_n:n=2,n=3", "write option 'n' once"),
+        ("every_n:n", "as n=VALUE"),
+        ("every_n:", "no option ''"),
+        ("every_n:n=0", "n=0"),
+    ],
+)
+def test_what_is_wrong_is_said(given: str, said: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        catalog.parse(given)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_flag_of_a_plugin(plugin: str) -> None:
+    with pytest.raises(PolicyError, match="eager=yes is not allowed: give true or false"):
+        catalog.parse("sixth:eager=yes")
+
+
+def test_lists_share_the_comma_with_options() -> None:
+    given = "first_block:threshold=0.1,fastcache:alpha=0.01,rtol=0.2,every_n, every_n:n=3,warmup=2"
+    assert catalog.parse_list(given) == [
+        tenuto.FirstBlock(threshold=0.1),
+        tenuto.FastCache(alpha=0.01, rtol=0.2),
+        tenuto.EveryN(),
+        tenuto.EveryN(n=3, warmup=2),
+    ]
+    assert catalog.parse_list("every_n,n=3") == [tenuto.EveryN(n=3)]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("n=3,every_n", "before any policy"), ("every_n,every_n:n=2", "listed twice"), ("every_n,", "Unknown policy ''")],
+)
+def test_lists_that_are_wrong(given: str, said: str) -> None:
+    with pytest.raises(PolicyError, match=said):
+        catalog.parse_list(given)
+
+
+def test_a_policy_from_outside_is_one_file_and_an_entry_point(plugin: str) -> None:
+    assert catalog.method("sixth").cls.__module__ == plugin
+    assert "sixth" in catalog.describe(catalog.method("sixth"))["name"]
+
+
+def test_two_methods_of_one_name_are_refused(plugin: str, tmp_path: Path) -> None:
+    (tmp_path / "sixth-1.0.dist-info" / "entry_points.txt").write_text(
+        "[tenuto.diffusion]\nevery_n = sixth_policy:Sixth\n"
+    )
+    with pytest.raises(PolicyError, match=r"Two methods are called 'every_n': .*every_n and .*sixth_policy:Sixth"):
+        catalog.methods()
+
+
+@pytest.mark.parametrize("value", ["absent_module:Sixth", "sixth_policy:Absent", "sixth_policy:Interval"])
+def test_broken_entry_points_are_named(plugin: str, tmp_path: Path, value: str) -> None:
+    (tmp_path / "sixth-1.0.dist-info" / "entry_points.txt").write_text(f"[tenuto.diffusion]\nsixth = {value}\n")
+    with pytest.raises(PolicyError, match=f"'sixth': the entry point {value}"):
+        catalog.methods()
+
+
+def test_a_policy_that_is_not_installed_has_no_text(plugin: str, tmp_path: Path) -> None:
+    policy = catalog.parse("sixth")
+    (tmp_path / "sixth-1.0.dist-info" / "entry_points.txt").write_text("")
+    with pytest.raises(PolicyError, match="Sixth is not in the catalog"):
+        catalog.text(policy)
+
+
+def test_citation() -> None:
+    entry = catalog.bibtex(catalog.method("every_n"))
+    assert entry.startswith("@misc{every_n2024,")
+    assert "author = {Selvaraju and Ding and Chen" in entry
+    assert entry.count("{") == entry.count("}")

@@ -1,0 +1,51 @@
+"""The code in the documents runs as printed."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+import tenuto
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def blocks(path: str, language: str = "python") -> list[str]:
+    return re.findall(rf"^```{language}[^\n]*\n(.*?)^```", (ROOT / path).read_text(), re.M | re.S)
+
+
+def tiny_pipeline() -> DiTPipeline:
+    transformer = DiTTransformer2DModel(2, 8, 4, 8, num_layers=3, sample_size=8)
+    vae = AutoencoderKL(1, 1, block_out_channels=(8,), norm_num_groups=4)
+    pipe = DiTPipeline(transformer.eval(), vae.eval(), DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_the_example_method_is_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("quiet_middle")
+    monkeypatch.setitem(sys.modules, "quiet_middle", module)
+    (source,) = blocks("docs/add-a-method.md")
+    exec(compile(source, "quiet_middle.py", "exec"), vars(module))
+    pipe = tiny_pipeline()
+    with tenuto.attach(pipe, module.QuietMiddle(n=2)) as run:
+        pipe(class_labels=[3], num_inference_steps=10, output_type="np")
+    assert [row[0] for row in run.telemetry.decisions()].count("reuse") == 3
+    with pytest.raises(tenuto.PolicyError, match="at least 1"):
+        module.QuietMiddle(n=0)
+
+
+@pytest.mark.bundled
+def test_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (source,) = blocks("README.md")
+    assert len(source.splitlines()) <= 12
+    names: dict[str, Any] = {}
+    exec(compile(source, "README.md", "exec"), names)
+    assert len(names["images"]) == 3
+    assert "'reuse_ratio'" in capsys.readouterr().out
