@@ -151,7 +151,7 @@ COLUMNS: tuple[Column, ...] = (
         note="blocks not computed",
         better="",
         cell=_reuse,
-        help="Share of block executions that were replaced by a stored or forecast output, as counted while running.",
+        help="Share of block executions that a stored or forecast output replaced (fewer steps: left out), as counted.",
     ),
     Column(
         title="Peak memory",

@@ -43,11 +43,14 @@ from tenuto.ridge import Gram
 if TYPE_CHECKING:
     from tenuto.calibration import Profile
 
-__all__ = ["BudgetGate", "Chunks", "FastCache", "InnovationMap", "MapRecorder"]
+__all__ = ["BudgetGate", "Chunks", "FastCache", "InnovationMap", "MapRecorder", "false_reuse_rates"]
 
 MOST_BINS, GRAM_BYTES = 50, 4 * 2**30  # one bin per step, fewer where the Gram matrices would outgrow memory
 RANK = 32
 SIDES = ("down", "up")
+
+Maps = dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]
+_Table = tuple[tuple[tuple[tuple[float, float], ...], ...], ...]
 HOLD_OUT = 3  # every third generation
 RIDGE = 1e-5
 MOST_ROWS = 8192
@@ -109,7 +112,7 @@ class BudgetGate(StepGate):
     rtol: float
     longest: int
     schedule: _Schedule
-    table: tuple[tuple[tuple[tuple[float, float], ...], ...], ...]
+    table: _Table
     shared: ClassVar[bool] = False
 
     def init(self) -> _GateState | None:
@@ -147,7 +150,7 @@ class InnovationMap(Estimator):
     """
 
     schedule: _Schedule
-    maps: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(hash=False)
+    maps: Maps = field(hash=False)
     ready_maps: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, hash=False, compare=False)
 
     def init(self) -> Past | None:
@@ -267,8 +270,8 @@ class MapRecorder(Recorder):
         tensors = {f"{side}.{s}.{n}": t for (s, n), pair in maps.items() for side, t in zip(SIDES, pair, strict=True)}
         return tensors, numbers
 
-    def _solve(self) -> dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]:
-        maps: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+    def _solve(self) -> Maps:
+        maps: Maps = {}
         for (span, stream, place, gap), gram in self.grams.items():
             solved = [half.to(torch.float16) for half in gram.solve_low_rank(RIDGE, RANK)]
             empty = [torch.zeros(self.bins, self.longest, *half.shape, dtype=half.dtype) for half in solved]
@@ -299,6 +302,34 @@ def error_ratios(
                     key = (span, index, gap)
                     ratios.setdefault(key, []).extend(ratio.tolist())
     return ratios
+
+
+def false_reuse_rates(profile: Profile, traces: Sequence[Trace], alpha: float) -> list[float]:
+    """Per trace, how often an estimate's error exceeded the gate's ``1 - alpha`` bound; it should be ``alpha``.
+
+    Every pair of a step and a step before it counts, whether or not a policy would have reused it. ``traces`` come
+    from a :class:`MapRecorder` watching generations that the profile was not fitted on.
+    """
+    schedule, table, maps = _unpacked(profile)
+    rates = []
+    for trace in traces:
+        missed = total = 0
+        for (span, step, gap), ratios in error_ratios(InnovationMap(schedule, maps), [trace], len(table[0][0])).items():
+            scale, dof = table[span][step][gap - 1]
+            bound = Gate(scale=scale, dof=dof, alpha=alpha).bound(1.0) ** 2
+            missed += sum(ratio > bound for ratio in ratios)
+            total += len(ratios)
+        rates.append(missed / total)
+    return rates
+
+
+def _unpacked(profile: Profile) -> tuple[_Schedule, _Table, Maps]:
+    """What a profile holds: the schedule, the gates and the maps."""
+    schedule = _Schedule(tuple(profile.numbers["timesteps"]))
+    table = tuple(tuple(tuple((s, d) for s, d in gaps) for gaps in steps) for steps in profile.numbers["gates"])
+    keys = {tuple(map(int, name.split(".")[1:])) for name in profile.tensors}
+    maps = {(s, n): (profile.tensors[f"down.{s}.{n}"], profile.tensors[f"up.{s}.{n}"]) for s, n in keys}
+    return schedule, table, maps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -351,11 +382,7 @@ class FastCache(FeaturePolicy):
                 f"The profile was fitted for fastcache:span={numbers['span']}, not span={self.span}. "
                 f"Calibrate: tenuto calibrate fastcache:span={self.span}."
             )
-        schedule = _Schedule(tuple(numbers["timesteps"]))
-        table = tuple(tuple(tuple((s, d) for s, d in gaps) for gaps in bins) for bins in numbers["gates"])
-        tensors = profile.tensors
-        keys = {tuple(map(int, name.split(".")[1:])) for name in tensors}
-        maps = {(s, n): (tensors[f"down.{s}.{n}"], tensors[f"up.{s}.{n}"]) for s, n in keys}
+        schedule, table, maps = _unpacked(profile)
         gate = BudgetGate(self.alpha, self.rtol, min(self.longest, numbers["longest"]), schedule, table)
         return Composition(Chunks(self.span), gate, InnovationMap(schedule, maps))
 
