@@ -26,7 +26,7 @@ class Event:
         first_block, last_block: the span, block numbers counted over all block lists, both included.
         decision: "compute", "reuse" or "forecast".
         statistic, critical: the gate's evidence, if it has any; reuse means statistic <= critical.
-        error: relative error of the estimate, measured in shadow mode only.
+        error: relative error of the estimate (worst sample of the batch), measured in shadow mode only.
     """
 
     generation: int

@@ -241,6 +241,19 @@ def law_honest_books(policy: FeaturePolicy) -> None:
         _expect(cheaper, "reuse saves operations", run.summary())
 
 
+def law_shadow_sees_every_error(policy: FeaturePolicy) -> None:
+    """Shadow mode gives the cached output and the true error of every estimate."""
+    model = TinyDiT()
+    profile = profile_for(policy, model)
+    with _on(model, policy, profile):
+        cached = denoise(model, 1)
+    with attach(model, policy, profile=profile, shadow=True) as run:
+        shadowed = denoise(model, 1)
+    _expect(torch.equal(cached, shadowed), "shadow mode changes no output", (cached - shadowed).abs().max())
+    known = {event.error is not None for event in run.telemetry.events if event.decision != "compute"}
+    _expect(known <= {True}, "every estimate has its error in shadow mode", run.summary())
+
+
 LAWS: tuple[Callable[[FeaturePolicy], None], ...] = (
     law_round_trip,
     law_warm_up,
@@ -249,6 +262,7 @@ LAWS: tuple[Callable[[FeaturePolicy], None], ...] = (
     law_identical_inputs,
     law_detaches,
     law_honest_books,
+    law_shadow_sees_every_error,
 )
 
 

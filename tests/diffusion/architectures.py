@@ -7,6 +7,7 @@ step.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ class Architecture:
     unit: float = 1000.0
 
     def build(self, seed: int = 0) -> nn.Module:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`FluxPosEmbed` is deprecated", FutureWarning)  # Chroma's own import
             torch.manual_seed(seed)
             model: nn.Module = getattr(diffusers, self.name)(**self.config).eval()
             for parameter in model.parameters():  # some start at zero or at one: then nothing depends on the timestep

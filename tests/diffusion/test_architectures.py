@@ -15,7 +15,7 @@ from tenuto.calibration import Profile, fingerprint
 from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.telemetry import Telemetry
 
-pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # Chroma's own import
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLOSED = [
     tenuto.EveryN(n=1),
@@ -123,6 +123,18 @@ def test_an_identical_input_is_estimated_as_it_was_computed(name: str, policy: F
     assert telemetry.reuse_ratio > 0
     for found, expected in zip(outputs["cond"], plain["cond"], strict=True):
         assert relative(found, expected) < 1e-5
+
+
+@architectures
+def test_shadow_mode_shows_the_error_of_the_cached_run(name: str) -> None:
+    kind, model, _ = subject(name)
+    cached_outputs, _ = cached(name, tenuto.EveryN(n=2))
+    with tenuto.attach(model, tenuto.EveryN(n=2), count_flops=False, shadow=True) as run:
+        assert same(generate(kind, model), cached_outputs)
+    assert [event.error is None for event in run.telemetry.events] == [
+        event.decision == "compute" for event in run.telemetry.events
+    ]
+    assert all(event.error is None or 0 < event.error < float("inf") for event in run.telemetry.events)
 
 
 @architectures

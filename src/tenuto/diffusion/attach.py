@@ -72,8 +72,10 @@ class AttachedRun:
 class _Denoiser:
     """The wrappers of one denoiser, and the cache they talk to."""
 
-    def __init__(self, layout: Layout, composition: Composition, run: AttachedRun, count_flops: bool) -> None:
-        self.layout, self.run = layout, run
+    def __init__(
+        self, layout: Layout, composition: Composition, run: AttachedRun, count_flops: bool, shadow: bool
+    ) -> None:
+        self.layout, self.run, self.shadow = layout, run, shadow
         self.cache = FeatureCache(composition, layout.lists, run.policy.warmup, run.telemetry)
         self.clock = Clock()
         self.context: str | None = None
@@ -126,7 +128,7 @@ class _Denoiser:
             streams: Streams = block.streams(args, kwargs)
             if opens:
                 beside(lambda: cache.enter(span, streams, lambda: _modulated(block, eager, args, kwargs)))
-            if cache.skipping:
+            if cache.skipping and not self.shadow:
                 if meter:
                     meter.skip(index)
                 # a copy: models may write into what a block returns, and the span's input must stay as it was
@@ -142,6 +144,8 @@ class _Denoiser:
             output = unpack(block, raw, streams)
             if first:
                 self.orders[index] = output_order(block, raw, streams) if isinstance(raw, tuple) else None
+            if closes and cache.skipping:  # in shadow mode both are known: the estimate goes on, its error is recorded
+                return pack(self.orders[index], cache.estimate(truth=output))
             if closes:
                 beside(lambda: cache.computed(output))
             return raw
@@ -289,7 +293,12 @@ def _check_count(policy: FeaturePolicy, target: Any, layouts: Sequence[Layout]) 
 
 @contextmanager
 def attach(
-    target: Any, policy: FeaturePolicy, *, profile: Profile | None = None, count_flops: bool = True
+    target: Any,
+    policy: FeaturePolicy,
+    *,
+    profile: Profile | None = None,
+    count_flops: bool = True,
+    shadow: bool = False,
 ) -> Iterator[AttachedRun]:
     """Run a diffusers pipeline or transformer under a caching policy inside a ``with`` block.
 
@@ -298,6 +307,8 @@ def attach(
         policy: for example ``FirstBlock(threshold=0.1)``.
         profile: calibration profile for policies that need one; by default the one that fits the model is looked up.
         count_flops: measure operations once per input shape (adds about one step's time to the first step).
+        shadow: compute what is estimated as well and record the true error of every estimate in ``telemetry.events``.
+            The estimate is what goes on, so the errors are those of the cached run; nothing is saved.
 
     Raises:
         AttachError: nothing to attach to, attached already, compiled as a whole, or more denoisers than it is for.
@@ -312,7 +323,7 @@ def attach(
     composition = policy.compose(profile)
     with ExitStack() as stack:
         for layout in layouts:
-            denoiser = _Denoiser(layout, composition, run, count_flops)
+            denoiser = _Denoiser(layout, composition, run, count_flops, shadow)
             _wrap(stack, denoiser)
             run.denoisers.append(denoiser)
         scheduler = getattr(target, "scheduler", None)

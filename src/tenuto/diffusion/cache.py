@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tenuto.diffusion.policy import Composition, Span, Step, Streams
+from tenuto.diffusion.trajectory import change_of
 from tenuto.gate import Verdict
 from tenuto.telemetry import Event, Telemetry
 
@@ -152,14 +153,19 @@ class FeatureCache:
         branch.shared = verdict
         return verdict
 
-    def estimate(self) -> Streams:
-        """The output streams of the skipped span that is open."""
+    def estimate(self, truth: Streams | None = None) -> Streams:
+        """The output streams of the open, skipped span; ``truth``, if it was computed as well, tells the error."""
         branch, now = self._current(), self._opened()
         state = branch.estimators[now.step.span.index]
         residual = self.composition.estimator.estimate(state, now.step)
         self.telemetry.flops += self.composition.estimator.flops(now.step)
-        self._settle(branch, now, computed=False)
-        return tuple(h if r is None or h is None else h + r for h, r in zip(now.step.hidden, residual, strict=True))
+        pairs = zip(now.step.hidden, residual, strict=True)
+        output = tuple(h if r is None or h is None else h + r for h, r in pairs)
+        error = None
+        if truth is not None and truth[0] is not None and output[0] is not None:
+            error = float(change_of(output[0], truth[0]).max())
+        self._settle(branch, now, computed=False, error=error)
+        return output
 
     def computed(self, output: Streams) -> None:
         """The last block of the open span has run."""
@@ -177,7 +183,7 @@ class FeatureCache:
             branch.estimators[span.index] = state
         self._settle(branch, now, computed=True)
 
-    def _settle(self, branch: _Branch, now: _Open, computed: bool) -> None:
+    def _settle(self, branch: _Branch, now: _Open, computed: bool, error: float | None = None) -> None:
         span, gate = now.step.span, self.composition.gate
         judged = None
         if not span.always and (now.step.leading or not gate.shared):
@@ -196,6 +202,7 @@ class FeatureCache:
                 decision="compute" if computed else self.composition.estimator.kind,
                 statistic=now.verdict.statistic,
                 critical=now.verdict.critical,
+                error=error,
             )
         )
         self._open = None

@@ -77,5 +77,5 @@ class FlopMeter:
         """Operations of the last call: without caching, and executed."""
         whole = self._whole[self._signature]
         blocks = self._blocks[self._signature]
-        skipped = sum(blocks[index] for index in self._skipped)
+        skipped = sum(blocks.get(index, 0.0) for index in self._skipped)
         return whole, whole - skipped + self._beside[self._signature]

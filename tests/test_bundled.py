@@ -1,0 +1,102 @@
+"""The bundled model: what it must be, and that the promises hold on it and not only on tiny models."""
+
+import statistics
+
+import pytest
+import torch
+
+import tenuto
+from tenuto import catalog
+from tenuto.calibration import find
+from tenuto.diffusion.policies.fastcache import MapRecorder, false_reuse_rates
+from tenuto.diffusion.recording import Recording
+from tenuto.eval.pipelines import BUNDLED, FOLDER, load_model
+from tenuto.eval.quality import FashionJudge, psnr
+
+pytestmark = pytest.mark.bundled
+LABELS = list(range(10))
+STEPS, GUIDANCE = 50, 1.5
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("bundled:dit-fashion", "cpu")
+
+
+def draw(model, seed, steps=STEPS):
+    return model.draw(LABELS, range(seed, seed + len(LABELS)), steps, GUIDANCE)
+
+
+@pytest.fixture(scope="module")
+def uncached(model):
+    return draw(model, 7000)
+
+
+def test_it_is_small_enough_to_ship():
+    size = sum(path.stat().st_size for path in (FOLDER / BUNDLED["dit-fashion"]).rglob("*") if path.is_file())
+    assert size <= 25 * 2**20
+
+
+def test_it_has_ten_blocks_and_64_tokens(model):
+    config = model.pipe.transformer.config
+    assert config.num_layers >= 10
+    assert (config.sample_size // config.patch_size) ** 2 == 64
+
+
+def test_pictures_obey_their_labels(model, uncached):
+    pictures = torch.cat([uncached, draw(model, 7100, 25), draw(model, 7200, 25), draw(model, 7300, 25)])
+    assert FashionJudge().class_accuracy(pictures, torch.tensor(LABELS * 4)) >= 0.8
+
+
+@pytest.mark.parametrize(
+    "closed", ["every_n:n=1", "first_block:threshold=0", "teacache:threshold=0", "fastcache:rtol=0"]
+)
+def test_a_closed_gate_changes_no_bit(model, closed):
+    plain = draw(model, 7400, 50 if "fastcache" in closed else 6)
+    with tenuto.attach(model.pipe, catalog.parse(closed)) as run:
+        cached = draw(model, 7400, 50 if "fastcache" in closed else 6)
+    assert run.telemetry.reuse_ratio == 0
+    assert torch.equal(cached, plain)
+
+
+def test_fastcache_is_far_closer_than_plain_reuse(model, uncached):
+    found = {}
+    for text in ("every_n:n=2", "fastcache:rtol=0.1"):
+        with tenuto.attach(model.pipe, catalog.parse(text)) as run:
+            pictures = draw(model, 7000)
+        found[text] = statistics.fmean(psnr(pictures, uncached).tolist()), run.telemetry.flops_speedup
+    (plain, plain_speed), (fitted, fitted_speed) = found.values()
+    assert fitted_speed >= 0.98 * plain_speed
+    assert fitted >= plain + 5
+
+
+def test_the_gate_keeps_its_false_reuse_rate(model):
+    profile = find("fastcache", model.fingerprint)
+    traces = []
+    for seed in range(8000, 8060, 10):
+        recorder = MapRecorder(profile.numbers["span"], profile.numbers["longest"])
+        with tenuto.attach(model.pipe, Recording(watcher=recorder), count_flops=False):
+            draw(model, seed)
+        traces.append(recorder.trace)
+    for alpha in (0.05, 0.2):
+        rates = false_reuse_rates(profile, traces, alpha)
+        error = 2.571 * statistics.stdev(rates) / len(rates) ** 0.5  # t quantile of 95 %, 5 degrees of freedom
+        assert abs(statistics.fmean(rates) - alpha) <= max(error, alpha / 3)
+
+
+def test_a_profile_of_another_model_is_refused(model):
+    profile = find("fastcache", model.fingerprint)
+    foreign = tenuto.Profile(policy="fastcache", fingerprint="0" * 16, numbers=profile.numbers, tensors=profile.tensors)
+    with (
+        pytest.raises(tenuto.CalibrationError, match=f"0000000000000000.*{model.fingerprint}"),
+        tenuto.attach(model.pipe, tenuto.FastCache(), profile=foreign),
+    ):
+        pass
+
+
+def test_another_number_of_steps_is_refused_in_one_line(model):
+    with (
+        pytest.raises(tenuto.CalibrationError, match="50 denoising steps; this generation has 20"),
+        tenuto.attach(model.pipe, tenuto.FastCache()),
+    ):
+        draw(model, 0, 20)
