@@ -16,13 +16,20 @@ from diffusers import DiTTransformer2DModel
 
 import tenuto
 from tenuto.calibration import Profile, fingerprint
+from tenuto.gate import RATES
 
 
 def closed_policies(model: torch.nn.Module) -> dict[str, tuple[object, Profile | None]]:
     mark = fingerprint(model)
     polynomial = Profile(policy="teacache", fingerprint=mark, numbers={"coefficients": [0.0, 0.0, 0.0, 1.0, 0.0]})
     width = model.config.num_attention_heads * model.config.attention_head_dim
-    never = {"span": 0, "longest": 1, "timesteps": list(range(1000)), "gates": [[[[1.0, 10.0]]] * 1000]}
+    never = {
+        "span": 0,
+        "longest": 1,
+        "timesteps": list(range(1000)),
+        "gates": [[[[1.0, 10.0]]] * 1000],
+        "levels": list(RATES),
+    }
     maps = {"down.0.0": torch.zeros(1, 1, 3 * width + 1, 32), "up.0.0": torch.zeros(1, 1, 32, width)}
     fitted = Profile(policy="fastcache", fingerprint=mark, numbers=never, tensors=maps)
     return {

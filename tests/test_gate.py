@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binom, chi2
 
 from tenuto.errors import InputError
-from tenuto.gate import MIN_DOF, Gate, Verdict, fit_gate
+from tenuto.gate import MIN_DOF, RATES, Gate, Verdict, fit_gate, fit_levels, level_for
 
 ALPHAS = [0.01, 0.05, 0.2]
 
@@ -101,3 +101,31 @@ def test_alpha_is_a_rate(alpha: float) -> None:
 def test_too_few_pairs(given: list[float]) -> None:
     with pytest.raises(InputError, match=f"^{len(given)} calibration pairs are too few"):
         fit_gate(given)
+
+
+def test_levels_mend_a_tail_that_is_no_chi_square() -> None:
+    draw = np.random.default_rng(0)
+    cells = range(40)
+
+    def sample(size: int) -> np.ndarray:  # nine easy pictures, and one that is ten times harder
+        return np.where(draw.random(size) < 0.9, draw.uniform(0.5, 1.5, size), draw.uniform(5, 15, size))
+
+    halves = [{cell: sample(200).tolist() for cell in cells} for _ in range(2)]
+    levels = fit_levels(halves)
+    assert levels == sorted(levels)
+    for alpha in (0.05, 0.2):
+        plain, mended = [], []
+        for cell in cells:
+            scale, dof = fit_gate([*halves[0][cell], *halves[1][cell]])
+            fresh = sample(500)
+            gate = Gate(scale=scale, dof=dof, alpha=alpha)
+            plain.append((fresh > gate.bound(1.0) ** 2).mean())
+            gate = Gate(scale=scale, dof=dof, alpha=alpha, level=level_for(alpha, levels))
+            mended.append((fresh > gate.bound(1.0) ** 2).mean())
+        assert abs(np.mean(mended) - alpha) < 0.2 * alpha
+        assert abs(np.mean(mended) - alpha) < abs(np.mean(plain) - alpha)
+
+
+def test_levels_of_nothing_are_the_rates_themselves() -> None:
+    assert fit_levels([{}, {}]) == list(RATES)
+    assert level_for(0.05, RATES) == pytest.approx(0.05)

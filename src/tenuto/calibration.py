@@ -30,7 +30,8 @@ FORMAT = "1"
 def fingerprint(module: torch.nn.Module) -> str:
     """16 hex digits over the names, shapes and 64 evenly spaced values (as bfloat16) of every parameter.
 
-    The same model in float32, or loaded from half precision, has the same fingerprint; other weights have another.
+    A model in float32 and its bfloat16 cast have the same fingerprint, and so have half-precision weights however they
+    are loaded; other weights have another.
     """
     digest = hashlib.sha256(type(module).__name__.encode())
     for name, parameter in sorted(module.named_parameters()):

@@ -17,22 +17,28 @@ Test. H0: the estimate's error exceeds the tolerance. Statistic ``T = d^2``; reu
 
 At the critical change the error exceeds the tolerance with probability ``alpha``: the false-reuse rate. A larger alpha
 reuses more. One-sided.
+
+Real ratios have heavier tails than a chi-square. :func:`fit_levels` therefore measures, on ratios the fit has not seen,
+at which nominal level the rate really is ``alpha`` (the empirical quantiles of the probability integral transform).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 from scipy.stats import chi2
 
 from tenuto.errors import InputError
 
-__all__ = ["Gate", "Verdict", "fit_gate"]
+__all__ = ["RATES", "Gate", "Verdict", "fit_gate", "fit_levels", "level_for"]
 
 MIN_DOF = 0.05
+RATES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.99)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,23 +64,31 @@ class Gate:
         scale: mean squared error per unit of squared relative change (dimensionless).
         dof: effective degrees of freedom of that ratio, above 0.
         alpha: accepted false-reuse rate, in (0, 1).
+        level: nominal level that gives this rate (see :func:`fit_levels`); None takes ``alpha`` itself.
     """
 
     scale: float
     dof: float
     alpha: float
+    level: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise InputError(f"alpha={self.alpha} is not a significance level. It must lie between 0 and 1, e.g. 0.05.")
+        if not (0 <= self.scale < math.inf and 0 < self.dof < math.inf):
+            raise InputError(f"scale={self.scale}, dof={self.dof} is no fitted gate: give scale >= 0, dof > 0, finite.")
+
+    @property
+    def _slope(self) -> float:
+        return self.scale * _quantile_per_dof(self.dof, self.alpha if self.level is None else self.level)
 
     def bound(self, change: float) -> float:
         """The ``1 - alpha`` upper bound of the error after a relative change ``change``."""
-        return change * math.sqrt(self.scale * _quantile_per_dof(self.dof, self.alpha))
+        return change * math.sqrt(self._slope)
 
     def judge(self, change: float, tolerance: float) -> Verdict:
         """Test whether an estimate after the relative change ``change`` stays within ``tolerance``."""
-        slope = self.scale * _quantile_per_dof(self.dof, self.alpha)
+        slope = self._slope
         critical = tolerance**2 / slope if slope > 0 else math.inf
         reuse = tolerance > 0 and change**2 <= critical
         return Verdict(reuse=reuse, statistic=change**2, critical=critical, alpha=self.alpha)
@@ -92,3 +106,27 @@ def fit_gate(ratios: Sequence[float]) -> tuple[float, float]:
     variance = math.fsum((r - mean) ** 2 for r in ratios) / (len(ratios) - 1)
     dof = 2 * mean**2 / variance if variance > 0 else 1e6
     return mean, min(max(dof, MIN_DOF), 1e6)
+
+
+def fit_levels(halves: Sequence[Mapping[Any, Sequence[float]]]) -> list[float]:
+    """The nominal level for each of ``RATES``, cross-fitted.
+
+    Args:
+        halves: two sets of ratios by cell; gates are fitted on one and their nominal tail probabilities read off the
+            other, both ways round.
+
+    Returns:
+        ``RATES`` itself where there is nothing to compare.
+    """
+    tails: list[float] = []
+    for seen, unseen in (tuple(halves), tuple(reversed(halves))):
+        for cell in seen.keys() & unseen.keys():
+            if len(seen[cell]) > 1:
+                scale, dof = fit_gate(seen[cell])
+                tails.extend(chi2.sf(np.asarray(unseen[cell]) * dof / scale, dof).tolist())
+    return np.quantile(tails, RATES).tolist() if tails else list(RATES)
+
+
+def level_for(alpha: float, levels: Sequence[float]) -> float:
+    """The nominal level at which the false-reuse rate is ``alpha``, interpolated."""
+    return min(max(float(np.interp(alpha, RATES, levels)), 1e-9), 1 - 1e-9)

@@ -115,6 +115,12 @@ def test_the_order_of_a_pair_is_read_from_the_source() -> None:
     assert block_of(Plain).order is None and block_of(Opaque).order is None
 
 
+def test_the_source_is_believed_where_shapes_do_not_tell() -> None:
+    text, far = IMAGE + 0.1, IMAGE + 9  # as many tokens of text as of image, and the image moved further
+    assert output_order(block_of(Two), (text, far), (IMAGE, IMAGE + 1)) == (1, 0)
+    assert output_order(block_of(Two), (IMAGE, TEXT), (IMAGE, TEXT)) == (0, 1), "but for shapes that contradict it"
+
+
 def test_the_order_of_a_pair_without_a_source() -> None:
     block = block_of(Opaque)
     assert output_order(block, (TEXT, IMAGE), (IMAGE, TEXT)) == (1, 0)

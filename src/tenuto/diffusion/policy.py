@@ -78,7 +78,7 @@ class Step:
         leading: True for the first span of the step that is not ``always``: it may decide for the whole step.
         hidden: the span's input streams.
         probe: residual of the ``always`` span of this step, None if there is none.
-        modulated: computes the timestep-modulated input of the first block's attention ``[batch, tokens, channels]``.
+        modulated: computes the timestep-modulated input of the span's first attention ``[batch, tokens, channels]``.
     """
 
     index: int

@@ -217,7 +217,7 @@ def test_the_false_reuse_rate_of_generations_not_seen_is_alpha() -> None:
     for alpha in (0.05, 0.2, 0.5):
         rates = false_reuse_rates(profile, traces, alpha)
         assert len(rates) == len(traces)
-        assert math.fsum(rates) / len(rates) == pytest.approx(alpha, rel=0.3)
+        assert math.fsum(rates) / len(rates) == pytest.approx(alpha, abs=0.02, rel=0.1)
 
 
 def test_profiles_that_do_not_fit() -> None:

@@ -37,7 +37,7 @@ from tenuto.diffusion.policy import (
 )
 from tenuto.diffusion.trajectory import Past, Trace, change_of, features, follow, pairs
 from tenuto.errors import CalibrationError, PolicyError
-from tenuto.gate import Gate, Verdict, fit_gate
+from tenuto.gate import Gate, Verdict, fit_gate, fit_levels, level_for
 from tenuto.ridge import Gram
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class BudgetGate(StepGate):
     """
 
     alpha: float
+    level: float
     rtol: float
     longest: int
     schedule: _Schedule
@@ -128,7 +129,7 @@ class BudgetGate(StepGate):
             return Verdict(reuse=False), state
         change = float(change_of(image, state.hidden).max())
         scale, dof = self.table[step.span.index][place][gap - 1]
-        gate = Gate(scale=scale, dof=dof, alpha=self.alpha)
+        gate = Gate(scale=scale, dof=dof, alpha=self.alpha, level=self.level)
         verdict = gate.judge(change, state.budget.left)
         if verdict.reuse:
             spent = change * scale**0.5
@@ -151,7 +152,6 @@ class InnovationMap(Estimator):
 
     schedule: _Schedule
     maps: Maps = field(hash=False)
-    ready_maps: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, hash=False, compare=False)
 
     def init(self) -> Past | None:
         return None
@@ -166,13 +166,10 @@ class InnovationMap(Estimator):
         )
 
     def _weights(self, step: Step, stream: int, gap: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        down, up = self.maps[step.span.index, stream]
         place = self.schedule.place(step.timestep, None)
-        key = (step.span.index, stream, place, gap, like.device, like.dtype)
-        if key not in self.ready_maps:
-            down, up = self.maps[key[:2]]
-            cell = place * len(down) // len(self.schedule.timesteps), gap - 1
-            self.ready_maps[key] = down[cell].to(like.device, like.dtype), up[cell].to(like.device, like.dtype)
-        return self.ready_maps[key]
+        cell = place * len(down) // len(self.schedule.timesteps), gap - 1
+        return down[cell].to(like.device, like.dtype), up[cell].to(like.device, like.dtype)
 
     def _stream(self, past: Past, step: Step, stream: int, hidden: torch.Tensor) -> torch.Tensor:
         gap, width = step.index - past.index, hidden.shape[-1]
@@ -191,7 +188,7 @@ class InnovationMap(Estimator):
 
     def flops(self, step: Step) -> float:
         ranks = {stream: up.shape[-2] for (span, stream), (_, up) in self.maps.items() if span == step.span.index}
-        return sum(8.0 * h.numel() * ranks[stream] for stream, h in enumerate(step.hidden) if h is not None)
+        return sum(8.0 * h.numel() * ranks.get(stream, 0) for stream, h in enumerate(step.hidden) if h is not None)
 
     def nbytes(self) -> int:
         return sum(t.nelement() * t.element_size() for pair in self.maps.values() for t in pair)
@@ -257,16 +254,17 @@ class MapRecorder(Recorder):
             )
         maps = self._solve()
         schedule = _Schedule(tuple(self.timesteps[i] for i in sorted(self.timesteps)))
-        gates = {
-            key: fit_gate(ratios)
-            for key, ratios in error_ratios(InnovationMap(schedule, maps), self.held_out, self.longest).items()
-        }
+        estimator = InnovationMap(schedule, maps)
+        halves = [error_ratios(estimator, self.held_out[half::2], self.longest) for half in (0, 1)]
+        cells = {key: [*halves[0].get(key, ()), *halves[1].get(key, ())] for half in halves for key in half}
+        gates = {key: fit_gate(ratios) for key, ratios in cells.items()}
         gaps, unknown = range(1, self.longest + 1), (1e9, 1.0)  # a pair never seen is never reused
         table = [
             [[gates.get((span, step, gap), unknown) for gap in gaps] for step in range(len(schedule.timesteps))]
             for span in range(1 + max(span for span, _ in maps))
         ]
         numbers = {"span": self.span, "longest": self.longest, "timesteps": schedule.timesteps, "gates": table}
+        numbers["levels"] = fit_levels(halves)
         tensors = {f"{side}.{s}.{n}": t for (s, n), pair in maps.items() for side, t in zip(SIDES, pair, strict=True)}
         return tensors, numbers
 
@@ -311,12 +309,13 @@ def false_reuse_rates(profile: Profile, traces: Sequence[Trace], alpha: float) -
     from a :class:`MapRecorder` watching generations that the profile was not fitted on.
     """
     schedule, table, maps = _unpacked(profile)
+    level = level_for(alpha, profile.numbers["levels"])
     rates = []
     for trace in traces:
         missed = total = 0
         for (span, step, gap), ratios in error_ratios(InnovationMap(schedule, maps), [trace], len(table[0][0])).items():
             scale, dof = table[span][step][gap - 1]
-            bound = Gate(scale=scale, dof=dof, alpha=alpha).bound(1.0) ** 2
+            bound = Gate(scale=scale, dof=dof, alpha=alpha, level=level).bound(1.0) ** 2
             missed += sum(ratio > bound for ratio in ratios)
             total += len(ratios)
         rates.append(missed / total)
@@ -383,7 +382,14 @@ class FastCache(FeaturePolicy):
                 f"Calibrate: tenuto calibrate fastcache:span={self.span}."
             )
         schedule, table, maps = _unpacked(profile)
-        gate = BudgetGate(self.alpha, self.rtol, min(self.longest, numbers["longest"]), schedule, table)
+        gate = BudgetGate(
+            self.alpha,
+            level_for(self.alpha, numbers["levels"]),
+            self.rtol,
+            min(self.longest, numbers["longest"]),
+            schedule,
+            table,
+        )
         return Composition(Chunks(self.span), gate, InnovationMap(schedule, maps))
 
     def recorder(self) -> Recorder:

@@ -84,10 +84,10 @@ class FirstBlock(FeaturePolicy):
         "First-Block-Cache (ParaAttention)", "Cheng", 2024, "https://github.com/chengzeyi/ParaAttention"
     )
     sweep: ClassVar[tuple[str, ...]] = (
+        "first_block:threshold=0.03",
         "first_block:threshold=0.05",
         "first_block:threshold=0.1",
         "first_block:threshold=0.2",
-        "first_block:threshold=0.4",
     )
 
     def __post_init__(self) -> None:

@@ -113,10 +113,10 @@ class TeaCache(FeaturePolicy):
     )
     calibrated: ClassVar[bool] = True
     sweep: ClassVar[tuple[str, ...]] = (
+        "teacache:threshold=0.05",
         "teacache:threshold=0.1",
         "teacache:threshold=0.2",
         "teacache:threshold=0.3",
-        "teacache:threshold=0.5",
     )
 
     def __post_init__(self) -> None:
