@@ -12,7 +12,10 @@ TORCH ?= torch==2.13.0
 PIP_TORCH ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-POLICIES ?= every_n,first_block,teacache,taylorseer,fastcache
+comma := ,
+POLICIES ?= $(subst $() ,$(comma),every_n:n=2 every_n:n=3 every_n:n=4 first_block:threshold=0.05 first_block:threshold=0.1 \
+  teacache:threshold=0.1 teacache:threshold=0.2 taylorseer:interval=2 taylorseer:interval=3 taylorseer:interval=4 \
+  fastcache:rtol=0.07 fastcache:rtol=0.1 fastcache:rtol=0.2 fastcache:rtol=0.4)
 
 .PHONY: help install demo test check sync docs bench clean
 

@@ -1,6 +1,6 @@
 """What attaching costs when nothing is reused: a DiT-L/2-sized model with random weights, attached and plain in turn.
 
-    python benchmarks/overhead.py [--blocks 24 --width 1024 --tokens 256 --batch 2 --repeats 15]
+    python benchmarks/overhead.py [--blocks 24 --width 1024 --tokens 256 --batch 2 --repeats 9]
 
 Prints the median and the spread of the ratio attached / plain of one denoising step, per policy with a closed gate.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from copy import deepcopy
 
 import torch
 from diffusers import DiTTransformer2DModel
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
 
@@ -64,36 +65,31 @@ def main() -> None:
     model.eval().to(args.device)
     inputs = torch.randn(args.batch, 4, side, side, device=args.device)
     labels = torch.arange(args.batch, device=args.device)
-    clock = iter(range(10**9, 0, -1))
 
     @torch.no_grad()
-    def step() -> float:
-        time_step = torch.full((args.batch,), float(next(clock) % 1000), device=args.device)
+    def step(chosen: torch.nn.Module, timestep: int) -> float:
+        time_step = torch.full((args.batch,), float(timestep), device=args.device)
         if args.device != "cpu":
             torch.cuda.synchronize()
         start = time.perf_counter()
-        model(inputs, timestep=time_step, class_labels=labels)
+        chosen(inputs, timestep=time_step, class_labels=labels)
         if args.device != "cpu":
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
+    twin = deepcopy(model)  # stays plain, so that both can take turns
     for name, (policy, profile) in closed_policies(model).items():
         ratios = []
-        step()
-        for repeat in range(args.repeats):
-            order = (True, False) if repeat % 2 else (False, True)
-            seconds = {}
-            for attached in order:
-                if attached:
-                    with tenuto.attach(model, policy, profile=profile) as run:
-                        step(), step()  # the first counts operations, the second settles
-                        seconds[True] = step()
-                        if run.telemetry.reuse_ratio:
-                            raise SystemExit(f"{name} reused although its gate is closed")
-                else:
-                    step()
-                    seconds[False] = step()
-            ratios.append(seconds[True] / seconds[False])
+        with tenuto.attach(model, policy, profile=profile) as run:
+            for _ in range(2):  # the first counts operations, the second settles
+                step(model, 1000 - len(run.telemetry.events))
+            for repeat in range(args.repeats):
+                timestep = 900 - 10 * repeat
+                order = (model, twin) if repeat % 2 else (twin, model)
+                seconds = {chosen is model: step(chosen, timestep) for chosen in order}
+                ratios.append(seconds[True] / seconds[False])
+        if run.telemetry.reuse_ratio:
+            raise SystemExit(f"{name} reused although its gate is closed")
         low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
         print(f"{name:26s} attached/plain: median {middle:.4f} ({low:.4f} to {high:.4f})", flush=True)
 

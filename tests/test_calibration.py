@@ -135,7 +135,9 @@ def test_found_by_policy_model_and_settings(tmp_path: Path, monkeypatch: pytest.
     own = profile(settings={"steps": 50, "from": "the package"})
     own.save(tmp_path / "package" / "bundled" / "model" / "profiles" / "teacache.safetensors")
     found = find("teacache", mark, {"steps": 50})
-    assert found is not None and found.settings == own.settings, "the package's own come first"
+    assert found is not None and found.settings != own.settings, "your own come first"
+    found = find("teacache", mark, {"steps": 50}, accept=lambda it: "from" in it.settings)
+    assert found is not None and found.settings == own.settings
 
 
 def test_the_fingerprint_is_of_the_weights() -> None:
@@ -172,3 +174,13 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     header = json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]
     assert json.loads(header["policy"]) == "teacache"
     assert json.loads(header["settings"]) == {"steps": 50, "guidance": 1.5}
+
+
+def test_a_profile_that_will_not_serve_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENUTO_HOME", str(tmp_path))
+    for number in (1, 2):
+        made = Profile(policy="p", fingerprint="f", numbers={"span": number})
+        made.save(tmp_path / "profiles" / f"p-{number}.safetensors")
+    found = find("p", "f", accept=lambda profile: profile.numbers["span"] == 2)
+    assert found is not None and found.numbers == {"span": 2}
+    assert find("p", "f", accept=lambda profile: False) is None

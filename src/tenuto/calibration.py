@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,29 +117,37 @@ def _header(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             header = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
     except (SafetensorError, ValueError, OSError) as error:
-        raise CalibrationError(f"{path} is damaged or not a profile ({error}). Calibrate again.") from error
+        raise CalibrationError(f"{path} is damaged or not a profile ({error}). Remove it. Calibrate again.") from error
     if header.get("format") != FORMAT or not {"policy", "fingerprint", "settings", "numbers"} <= set(header):
-        raise CalibrationError(f"{path} is not a Tenuto profile of format {FORMAT}. Calibrate again.")
+        raise CalibrationError(f"{path} is not a Tenuto profile of format {FORMAT}. Remove it. Calibrate again.")
     return header
 
 
 def profile_folders() -> Iterator[Path]:
-    """Where profiles are looked for: the package's own, then ``$TENUTO_HOME`` or ``~/.cache/tenuto``."""
-    yield from sorted((Path(__file__).parent / "bundled").glob("*/profiles"))
+    """Where profiles are looked for: your own in ``$TENUTO_HOME`` or ``~/.cache/tenuto``, then the package's."""
     yield Path(os.environ.get("TENUTO_HOME", Path.home() / ".cache" / "tenuto")) / "profiles"
+    yield from sorted((Path(__file__).parent / "bundled").glob("*/profiles"))
 
 
-def find(policy: str, mark: str, settings: dict[str, Any] | None = None) -> Profile | None:
+def find(
+    policy: str,
+    mark: str,
+    settings: dict[str, Any] | None = None,
+    accept: Callable[[Profile], bool] = lambda profile: True,
+) -> Profile | None:
     """The profile of a policy for a model, None if there is none.
 
     Args:
         policy: name of the policy; mark: the model's fingerprint.
         settings: if given, every setting that the profile also has must be equal.
+        accept: says whether a profile that fits will serve; the first that does is returned.
     """
     for folder in profile_folders():
         for path in sorted(folder.glob(f"{policy}*.safetensors")):
             header = _header(path)
             same = all(header["settings"].get(key, value) == value for key, value in (settings or {}).items())
             if (header["policy"], header["fingerprint"]) == (policy, mark) and same:
-                return Profile.load(path)
+                profile = Profile.load(path)
+                if accept(profile):
+                    return profile
     return None

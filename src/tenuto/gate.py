@@ -75,6 +75,8 @@ class Gate:
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise InputError(f"alpha={self.alpha} is not a significance level. It must lie between 0 and 1, e.g. 0.05.")
+        if self.level is not None and not 0 < self.level < 1:
+            raise InputError(f"level={self.level} is not a nominal level. It must lie between 0 and 1.")
         if not (0 <= self.scale < math.inf and 0 < self.dof < math.inf):
             raise InputError(f"scale={self.scale}, dof={self.dof} is no fitted gate: give scale >= 0, dof > 0, finite.")
 
@@ -123,6 +125,8 @@ def fit_levels(halves: Sequence[Mapping[Any, Sequence[float]]]) -> list[float]:
         for cell in seen.keys() & unseen.keys():
             if len(seen[cell]) > 1:
                 scale, dof = fit_gate(seen[cell])
+                if scale == 0:  # predicted exactly: it says nothing about tails
+                    continue
                 tails.extend(chi2.sf(np.asarray(unseen[cell]) * dof / scale, dof).tolist())
     return np.quantile(tails, RATES).tolist() if tails else list(RATES)
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from tenuto.errors import CalibrationError
+
 __all__ = ["Gram"]
+
+TRIES = 5
 
 
 class Gram:
@@ -35,8 +39,13 @@ class Gram:
             return torch.zeros_like(self.xy)
         sizes = self.xx.diagonal().sqrt().clamp_min(1e-12)
         system = self.xx / torch.outer(sizes, sizes)
-        system.diagonal().add_(ridge + 1e-12)
-        return torch.cholesky_solve(self.xy / sizes[:, None], torch.linalg.cholesky(system)) / sizes[:, None]
+        for _ in range(TRIES):  # rounding in the products can outweigh a small ridge: ten times more, then again
+            system.diagonal().add_(ridge + 1e-12)
+            factor, failed = torch.linalg.cholesky_ex(system)
+            if not failed:
+                return torch.cholesky_solve(self.xy / sizes[:, None], factor) / sizes[:, None]
+            ridge *= 10
+        raise CalibrationError("A Gram matrix is not positive definite: the calibration data holds NaN or infinity.")
 
     def solve_low_rank(self, ridge: float, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         """``(A [inputs, rank], B [rank, outputs])``: the best ``A B`` of that rank (reduced-rank regression).

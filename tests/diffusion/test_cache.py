@@ -110,11 +110,11 @@ def test_reset_forgets_one_session_or_all_and_sets_the_length() -> None:
     for session in ("a", "b"):
         call(cache, session=session)
     cache.reset("a", total=7)
-    assert cache.total == 7
+    assert cache.totals == {"a": 7}
     call(cache, session="a"), call(cache, session="b")
     assert decisions(cache) == ["compute", "compute", "compute", "reuse"]
     cache.reset()
-    assert (cache.total, cache.telemetry.cache_bytes) == (None, 0)
+    assert (cache.totals, cache.telemetry.cache_bytes) == ({}, 0)
 
 
 def test_bytes_held() -> None:
@@ -187,7 +187,7 @@ class Pieces(Scope):
 def test_a_shared_gate_decides_once_per_step_at_the_leading_span() -> None:
     seen: list[Any] = []
     cache = engine(Composition(Pieces(), Diary(seen), StoredResidual()), lists=(4,))
-    cache.total = 3
+    cache.reset("", total=3)
     for _ in range(3):
         call(cache)
     assert seen == [

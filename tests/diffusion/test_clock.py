@@ -45,9 +45,11 @@ def test_calls_at_one_timestep_are_branches() -> None:
     assert [tick.fresh for tick in found] == [True, True, False, False, True, True]
 
 
-def test_more_calls_than_branches_begin_again() -> None:
-    found = ticks(*[500] * 6)
-    assert [tick.branch for tick in found] == ["call0", "call1", "call2", "call3", "call0", "call1"]
+def test_more_calls_than_can_be_told_apart_are_all_cold_and_say_so_once() -> None:
+    with pytest.warns(UserWarning, match="nothing is reused from here on") as warned:
+        found = ticks(*[500] * 6, *[400] * 6)
+    assert len(warned) == 1
+    assert [tick.branch for tick in found[:5]] == ["call0", "call1", "call2", "call3", "call0"]
     assert all(tick.fresh for tick in found)
 
 

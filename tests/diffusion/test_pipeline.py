@@ -258,3 +258,32 @@ def test_two_denoisers() -> None:
             pass
     with pytest.raises(AttachError, match="calibrated for one"):
         tenuto.calibrate(Pair(first, second), tenuto.FastCache(), lambda seed: None, seeds=(1,), settings={})
+
+
+def test_a_watched_scheduler_still_says_what_it_takes() -> None:
+    """Stock pipelines read the signature of ``set_timesteps`` to decide whether it takes sigmas."""
+    from types import SimpleNamespace
+
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
+
+    scheduler, model = FlowMatchEulerDiscreteScheduler(), tenuto.testing.TinyDiT()
+    pipe = SimpleNamespace(components={"transformer": model, "scheduler": scheduler}, scheduler=scheduler)
+    with tenuto.attach(pipe, tenuto.EveryN()) as run:
+        timesteps, steps = retrieve_timesteps(scheduler, 4, sigmas=[1.0, 0.75, 0.5, 0.25])
+        assert steps == len(timesteps) == 4
+        assert run.denoisers[0].cache.totals == {"": 4}
+
+
+def test_each_session_has_its_own_length() -> None:
+    from types import SimpleNamespace
+
+    from diffusers import DDIMScheduler
+
+    scheduler, model = DDIMScheduler(), tenuto.testing.TinyDiT()
+    pipe = SimpleNamespace(components={"transformer": model, "scheduler": scheduler}, scheduler=scheduler)
+    with tenuto.attach(pipe, tenuto.EveryN()) as run:
+        scheduler.set_timesteps(50)
+        with run.generation("other"):
+            scheduler.set_timesteps(20)
+        assert run.denoisers[0].cache.totals == {"": 50, "other": 20}

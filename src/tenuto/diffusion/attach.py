@@ -15,6 +15,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from tenuto.diffusion.recording import Recording
 from tenuto.errors import AttachError, CalibrationError
 from tenuto.telemetry import Telemetry
 
-__all__ = ["AttachedRun", "attach", "calibrate"]
+__all__ = ["AttachedRun", "attach", "calibrate", "serves"]
 
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -93,6 +94,7 @@ class _Denoiser:
     def root(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """The wrapper of the denoiser's ``forward``."""
 
+        @wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
             given = self.signature.bind_partial(*args, **kwargs).arguments
             shapes = tuple(
@@ -124,6 +126,7 @@ class _Denoiser:
         beside = meter.beside if meter else _now
         eager = getattr(original, "_torchdynamo_orig_callable", original)
 
+        @wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
             streams: Streams = block.streams(args, kwargs)
             if opens:
@@ -227,6 +230,7 @@ def _wrap(stack: ExitStack, denoiser: _Denoiser) -> None:
 def _contexts(denoiser: _Denoiser, original: Callable[..., Any]) -> Callable[..., Any]:
     """diffusers' ``cache_context``, also telling us which guidance branch is called."""
 
+    @wraps(original)
     @contextmanager
     def cache_context(name: str, *args: Any, **options: Any) -> Iterator[Any]:
         before, denoiser.context = denoiser.context, name
@@ -243,6 +247,7 @@ def _watch(stack: ExitStack, scheduler: Any, run: AttachedRun) -> None:
     """Start every denoiser cold when the pipeline sets its timesteps."""
     original = scheduler.set_timesteps
 
+    @wraps(original)  # pipelines read its signature to learn what the scheduler takes
     def set_timesteps(*args: Any, **options: Any) -> Any:
         result = original(*args, **options)
         total = len(scheduler.timesteps) if len(run.denoisers) == 1 else None
@@ -268,12 +273,21 @@ def _uncompiled(target: Any) -> None:
             )
 
 
+def serves(policy: FeaturePolicy, profile: Profile) -> bool:
+    """Whether the profile holds what this policy, with its numbers, needs."""
+    try:
+        policy.compose(profile)
+    except CalibrationError:
+        return False
+    return True
+
+
 def _profile_for(policy: FeaturePolicy, name: str, root: nn.Module, profile: Profile | None) -> Profile | None:
     if not policy.calibrated:
         return None
     mark = fingerprint(root)
     if profile is None:
-        profile = find(name, mark)
+        profile = find(name, mark, accept=partial(serves, policy))
     if profile is None:
         raise CalibrationError(
             f"{type(policy).__name__} needs a calibration profile for this model (fingerprint {mark}) and none was "

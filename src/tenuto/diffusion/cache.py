@@ -82,11 +82,11 @@ class FeatureCache:
         self.spans = composition.scope.spans(lists)
         self.warmup = max(warmup, 1)
         self.telemetry = telemetry
-        self.total: int | None = None
+        self.totals: dict[str, int] = {}
         self.generations = 0
         self._branches: dict[tuple[str, str], _Branch] = {}
         self._branch: _Branch | None = None
-        self._name = ""
+        self._session = self._name = ""
         self._open: _Open | None = None
         self.skipped_flops = 0.0
         telemetry.hold(composition.estimator.nbytes())
@@ -95,7 +95,12 @@ class FeatureCache:
         """Forget everything (or one session): the next step of every branch starts cold."""
         for key in [key for key in self._branches if session in (None, key[0])]:
             self._forget(key)
-        self.total = total
+        if session is None:
+            self.totals.clear()
+        elif total is None:
+            self.totals.pop(session, None)
+        else:
+            self.totals[session] = total
         self._branch = self._open = None
 
     def _forget(self, key: tuple[str, str]) -> None:
@@ -115,7 +120,7 @@ class FeatureCache:
         held.index += 1
         held.timestep = timestep
         held.shared = held.probe = None
-        self._branch, self._name, self._open = held, branch, None
+        self._branch, self._session, self._name, self._open = held, session, branch, None
         self.skipped_flops = 0.0
 
     def enter(self, span: Span, streams: Streams, modulated: Callable[[], torch.Tensor]) -> bool:
@@ -125,7 +130,7 @@ class FeatureCache:
         leading = not span.always and branch.shared is None
         step = Step(
             branch.index,
-            self.total,
+            self.totals.get(self._session),
             branch.timestep or 0.0,
             self._name,
             span,

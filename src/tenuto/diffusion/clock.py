@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,10 @@ import torch
 __all__ = ["Clock", "Tick"]
 
 CALLS_PER_STEP = 4
+_LOST = (
+    f"More than {CALLS_PER_STEP} denoiser calls at one timestep: which generation they belong to cannot be told, so "
+    "nothing is reused from here on. Use `with run.generation(name):` around the calls of each."
+)
 BOTH = "both"
 
 
@@ -35,13 +40,15 @@ class _Session:
     hands: dict[str, _Hand] = field(default_factory=dict)
     timestep: float | None = None
     calls: int = 0
+    lost: bool = False
 
 
 class Clock:
     """Reads timesteps. A branch starts cold when its timestep repeats or turns back.
 
     A call made inside diffusers' ``cache_context(name)`` belongs to branch ``name`` ("cond_uncond" is "both").
-    Elsewhere the order of calls at one timestep tells: "call0", "call1" and so on.
+    Elsewhere the order of calls at one timestep tells: "call0", "call1" and so on, up to four; with more it warns once
+    and starts every call cold.
     """
 
     def __init__(self) -> None:
@@ -57,7 +64,12 @@ class Clock:
         """One call in ``session`` with the ``timestep`` argument the denoiser was given (the largest if a tensor)."""
         now = float(timestep.max()) if isinstance(timestep, torch.Tensor) else float(timestep or 0.0)
         place = self._sessions.setdefault(session, _Session())
-        place.calls = (place.calls + 1) % CALLS_PER_STEP if place.timestep == now else 0
+        place.calls = place.calls + 1 if place.timestep == now else 0
+        if context is None and (place.lost or place.calls >= CALLS_PER_STEP):
+            if not place.lost:
+                warnings.warn(_LOST, stacklevel=2)
+            place.lost, place.timestep = True, now
+            return Tick("call0", now, True)
         place.timestep = now
         branch = f"call{place.calls}" if context is None else context
         branch = BOTH if branch == "cond_uncond" else branch

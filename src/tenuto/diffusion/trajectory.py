@@ -9,9 +9,30 @@ import torch
 from tenuto.diffusion.policy import Streams
 from tenuto.errors import CalibrationError
 
-__all__ = ["Past", "Trace", "change_of", "features", "follow", "pairs"]
+__all__ = ["Past", "Schedule", "Trace", "change_of", "features", "follow", "pairs"]
 
 Trace = dict[tuple[str, int], list[tuple[Streams, Streams]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The denoising steps a profile was fitted on: ``timesteps`` in order, divided evenly into bins."""
+
+    timesteps: tuple[float, ...]
+
+    def place(self, timestep: float, total: int | None) -> int:
+        """Which of the calibrated steps a timestep is (the nearest).
+
+        Raises:
+            CalibrationError: the generation has another number of steps.
+        """
+        steps = len(self.timesteps)
+        if total is not None and total != steps:
+            raise CalibrationError(
+                f"The fastcache profile was fitted for {steps} denoising steps; this generation has {total}. "
+                f"Pass profile=... of one that was fitted for {total}: tenuto calibrate fastcache --steps {total}."
+            )
+        return min(range(steps), key=lambda i: abs(self.timesteps[i] - timestep))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tenuto import catalog
 from tenuto.calibration import Profile, find, profile_folders
-from tenuto.diffusion.attach import calibrate
+from tenuto.diffusion.attach import calibrate, serves
 from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.errors import CalibrationError, InputError
 from tenuto.eval.contender import Calls
@@ -63,19 +64,10 @@ def fit_profile(
 
 def own_place(policy: FeaturePolicy, profile: Profile | None = None) -> Path:
     """Where in the user's cache folder a policy's profile is kept, and found by ``attach``."""
-    *_, folder = profile_folders()
+    folder = next(iter(profile_folders()))
     made_for = f"-{profile.fingerprint}-{profile.settings['steps']}" if profile else ""
     safe = catalog.text(policy).replace(":", "-").replace(",", "-")
     return folder / f"{safe}{made_for}.safetensors"
-
-
-def _serves(profile: Profile, policy: FeaturePolicy) -> bool:
-    """Whether the profile holds all that this policy, with its numbers, needs."""
-    try:
-        policy.compose(profile)
-    except CalibrationError:
-        return False
-    return True
 
 
 def _apart(profile: Profile, job: Job) -> None:
@@ -107,9 +99,10 @@ def profiles_for(
     ready = [Fitted(profile) for profile in given]
     chosen: dict[FeaturePolicy, Fitted] = {}
     for policy, name in names.items():
-        found = find(name, model.fingerprint, _setting(model, job.steps, job.guidance))
+        wanted = _setting(model, job.steps, job.guidance)
+        found = find(name, model.fingerprint, wanted, accept=partial(serves, policy))
         at_hand = [*ready, *([Fitted(found)] if found else [])]
-        fitting = [it for it in at_hand if it.profile.policy == name and _serves(it.profile, policy)]
+        fitting = [it for it in at_hand if it.profile.policy == name and serves(policy, it.profile)]
         if not fitting:
             seed = job.seed + CALIBRATION_OFFSET
             profile = fit_profile(model, policy, steps=job.steps, guidance=job.guidance, seed=seed)

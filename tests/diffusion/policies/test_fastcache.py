@@ -13,16 +13,16 @@ from stepping import decisions, full, make_step
 import tenuto
 from tenuto.budget import ErrorBudget
 from tenuto.calibration import Profile
-from tenuto.diffusion.policies.fastcache import BudgetGate, Chunks, InnovationMap, _Schedule, false_reuse_rates
+from tenuto.diffusion.policies.fastcache import BudgetGate, Chunks, InnovationMap, false_reuse_rates
 from tenuto.diffusion.policy import Span, Streams
-from tenuto.diffusion.trajectory import Past, features, follow
+from tenuto.diffusion.trajectory import Past, Schedule, features, follow
 from tenuto.errors import CalibrationError, PolicyError
 from tenuto.gate import Gate
 from tenuto.testing import TinyDiT, denoise, profile_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH, RANK, BINS, GAPS = 4, 2, 5, 3
-SCHEDULE = _Schedule((900.0, 700.0, 500.0, 300.0, 100.0))
+SCHEDULE = Schedule((900.0, 700.0, 500.0, 300.0, 100.0))
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -110,7 +110,7 @@ def test_the_nearest_calibrated_step() -> None:
 
 
 def budget_gate(scale: float = 4.0, dof: float = 2.0, rtol: float = 0.1, alpha: float = 0.05) -> BudgetGate:
-    return BudgetGate(alpha, rtol, GAPS, SCHEDULE, ((((scale, dof),) * GAPS,) * BINS,))
+    return BudgetGate(alpha, alpha, rtol, GAPS, SCHEDULE, ((((scale, dof),) * GAPS,) * BINS,))
 
 
 def test_the_gate_spends_from_the_budget_and_renews_it() -> None:

@@ -35,7 +35,7 @@ from tenuto.diffusion.policy import (
     StepGate,
     Streams,
 )
-from tenuto.diffusion.trajectory import Past, Trace, change_of, features, follow, pairs
+from tenuto.diffusion.trajectory import Past, Schedule, Trace, change_of, features, follow, pairs
 from tenuto.errors import CalibrationError, PolicyError
 from tenuto.gate import Gate, Verdict, fit_gate, fit_levels, level_for
 from tenuto.ridge import Gram
@@ -74,27 +74,6 @@ class Chunks(Scope):
 
 
 @dataclass(frozen=True, slots=True)
-class _Schedule:
-    """The denoising steps a profile was fitted on: ``timesteps`` in order, divided evenly into bins."""
-
-    timesteps: tuple[float, ...]
-
-    def place(self, timestep: float, total: int | None) -> int:
-        """Which of the calibrated steps a timestep is (the nearest).
-
-        Raises:
-            CalibrationError: the generation has another number of steps.
-        """
-        steps = len(self.timesteps)
-        if total is not None and total != steps:
-            raise CalibrationError(
-                f"The fastcache profile was fitted for {steps} denoising steps; this generation has {total}. "
-                f"Calibrate for it: tenuto calibrate fastcache --steps {total}."
-            )
-        return min(range(steps), key=lambda i: abs(self.timesteps[i] - timestep))
-
-
-@dataclass(frozen=True, slots=True)
 class _GateState:
     index: int
     hidden: torch.Tensor
@@ -112,7 +91,7 @@ class BudgetGate(StepGate):
     level: float
     rtol: float
     longest: int
-    schedule: _Schedule
+    schedule: Schedule
     table: _Table
     shared: ClassVar[bool] = False
 
@@ -150,7 +129,7 @@ class InnovationMap(Estimator):
     ``maps[(span, stream)]`` is ``(A [bins, gaps, 3 * channels + 1, rank], B [bins, gaps, rank, channels])``.
     """
 
-    schedule: _Schedule
+    schedule: Schedule
     maps: Maps = field(hash=False)
 
     def init(self) -> Past | None:
@@ -234,6 +213,11 @@ class MapRecorder(Recorder):
         first = {span: steps[0][0] for (_, span), steps in self.trace.items()}
         columns = [3 * h.shape[-1] + 1 for streams in first.values() for h in streams if h is not None]
         cost = 8 * self.longest * sum(n * (n + n // 3) for n in columns)
+        if cost > GRAM_BYTES:
+            raise CalibrationError(
+                f"Fitting fastcache to this model takes {cost / 2**30:.1f} GiB of Gram matrices, more than "
+                f"{GRAM_BYTES / 2**30:.0f}. Give a smaller longest than {self.longest}, or use a policy without maps."
+            )
         return max(min(MOST_BINS, len(self.timesteps), GRAM_BYTES // cost), 1)
 
     def _add(self, span: int, place: int, gap: int, past: Past, now: tuple[Streams, Streams]) -> None:
@@ -253,7 +237,7 @@ class MapRecorder(Recorder):
                 f"fastcache holds out every {HOLD_OUT}rd generation to fit its gate: give at least {HOLD_OUT} seeds."
             )
         maps = self._solve()
-        schedule = _Schedule(tuple(self.timesteps[i] for i in sorted(self.timesteps)))
+        schedule = Schedule(tuple(self.timesteps[i] for i in sorted(self.timesteps)))
         estimator = InnovationMap(schedule, maps)
         halves = [error_ratios(estimator, self.held_out[half::2], self.longest) for half in (0, 1)]
         cells = {key: [*halves[0].get(key, ()), *halves[1].get(key, ())] for half in halves for key in half}
@@ -322,9 +306,9 @@ def false_reuse_rates(profile: Profile, traces: Sequence[Trace], alpha: float) -
     return rates
 
 
-def _unpacked(profile: Profile) -> tuple[_Schedule, _Table, Maps]:
+def _unpacked(profile: Profile) -> tuple[Schedule, _Table, Maps]:
     """What a profile holds: the schedule, the gates and the maps."""
-    schedule = _Schedule(tuple(profile.numbers["timesteps"]))
+    schedule = Schedule(tuple(profile.numbers["timesteps"]))
     table = tuple(tuple(tuple((s, d) for s, d in gaps) for gaps in steps) for steps in profile.numbers["gates"])
     keys = {tuple(map(int, name.split(".")[1:])) for name in profile.tensors}
     maps = {(s, n): (profile.tensors[f"down.{s}.{n}"], profile.tensors[f"up.{s}.{n}"]) for s, n in keys}
@@ -373,7 +357,7 @@ class FastCache(FeaturePolicy):
             )
 
     def compose(self, profile: Profile | None) -> Composition:
-        if profile is None or "gates" not in profile.numbers:
+        if profile is None or not {"span", "longest", "timesteps", "gates", "levels"} <= set(profile.numbers):
             raise CalibrationError("fastcache needs fitted maps and gates: run `tenuto calibrate fastcache`.")
         numbers = profile.numbers
         if numbers["span"] != self.span:

@@ -69,22 +69,34 @@ class _Pairs(Recorder):
     def __init__(self) -> None:
         self.scope: Scope = WholeStack()
         self.before: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.now: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.pairs: list[tuple[float, float]] = []
 
     def begin(self, generation: int) -> None:
+        for branch in list(self.now):
+            self._close(branch)
         self.before.clear()
 
     def observe(self, step: Step, residual: Streams) -> None:
         image, change = step.hidden[0], residual[0]
-        if step.span.index != 0 or image is None or change is None:
+        if image is None or change is None:
             return
-        modulated, output = step.modulated(), image + change
-        if step.branch in self.before:
-            old_modulated, old_output = self.before[step.branch]
+        if step.span.index == 0:  # the signal is read where the gate reads it; the output is that of the last list
+            self._close(step.branch)
+            self.now[step.branch] = step.modulated(), image + change
+        else:
+            self.now[step.branch] = self.now[step.branch][0], image + change
+
+    def _close(self, branch: str) -> None:
+        """The step that is complete becomes the one before, and a pair with its own predecessor."""
+        if branch in self.now and branch in self.before:
+            (modulated, output), (old_modulated, old_output) = self.now[branch], self.before[branch]
             self.pairs.append((relative_l1(modulated, old_modulated), relative_l1(output, old_output)))
-        self.before[step.branch] = modulated, output
+        if branch in self.now:
+            self.before[branch] = self.now.pop(branch)
 
     def fit(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        self.begin(-1)
         if len(self.pairs) <= DEGREE:
             raise CalibrationError(
                 f"{len(self.pairs)} step pairs cannot fit a polynomial of degree {DEGREE}: run more."
