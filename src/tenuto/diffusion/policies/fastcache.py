@@ -365,15 +365,14 @@ class FastCache(FeaturePolicy):
                 f"The profile was fitted for fastcache:span={numbers['span']}, not span={self.span}. "
                 f"Calibrate: tenuto calibrate fastcache:span={self.span}."
             )
+        if numbers["longest"] < self.longest:
+            raise CalibrationError(
+                f"The profile was fitted for skips of up to {numbers['longest']} steps, not longest={self.longest}. "
+                f"Calibrate: tenuto calibrate fastcache:longest={self.longest}."
+            )
         schedule, table, maps = _unpacked(profile)
-        gate = BudgetGate(
-            self.alpha,
-            level_for(self.alpha, numbers["levels"]),
-            self.rtol,
-            min(self.longest, numbers["longest"]),
-            schedule,
-            table,
-        )
+        level = level_for(self.alpha, numbers["levels"])
+        gate = BudgetGate(self.alpha, level, self.rtol, self.longest, schedule, table)
         return Composition(Chunks(self.span), gate, InnovationMap(schedule, maps))
 
     def recorder(self) -> Recorder:
