@@ -78,6 +78,8 @@ def main() -> None:
         return time.perf_counter() - start
 
     twin = deepcopy(model)  # stays plain, so that both can take turns
+    for warm_up in range(4):
+        step(model, 999 - warm_up), step(twin, 999 - warm_up)
     for name, (policy, profile) in closed_policies(model).items():
         ratios = []
         with tenuto.attach(model, policy, profile=profile) as run:
