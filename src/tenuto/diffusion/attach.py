@@ -282,10 +282,15 @@ def serves(policy: FeaturePolicy, profile: Profile) -> bool:
     return True
 
 
-def _profile_for(policy: FeaturePolicy, name: str, root: nn.Module, profile: Profile | None) -> Profile | None:
+def _name_of(policy: FeaturePolicy) -> str:
+    """The name profiles are kept under: that of the method's file."""
+    return type(policy).__module__.rpartition(".")[2]
+
+
+def _profile_for(policy: FeaturePolicy, root: nn.Module, profile: Profile | None) -> Profile | None:
     if not policy.calibrated:
         return None
-    mark = fingerprint(root)
+    name, mark = _name_of(policy), fingerprint(root)
     if profile is None:
         profile = find(name, mark, accept=partial(serves, policy))
     if profile is None:
@@ -331,8 +336,7 @@ def attach(
     _uncompiled(target)
     layouts = find_denoisers(target)
     _check_count(policy, target, layouts)
-    name = type(policy).__module__.rpartition(".")[2]
-    profile = _profile_for(policy, name, layouts[0].root, profile)
+    profile = _profile_for(policy, layouts[0].root, profile)
     run = AttachedRun(policy, profile)
     composition = policy.compose(profile)
     with ExitStack() as stack:
@@ -378,5 +382,4 @@ def calibrate(
             generate(seed)
         mark = fingerprint(run.denoisers[0].layout.root)
     tensors, numbers = recorder.fit()
-    name = type(policy).__module__.rpartition(".")[2]
-    return Profile(policy=name, fingerprint=mark, settings=dict(settings), numbers=numbers, tensors=tensors)
+    return Profile(policy=_name_of(policy), fingerprint=mark, settings=dict(settings), numbers=numbers, tensors=tensors)

@@ -88,7 +88,6 @@ class FeatureCache:
         self._branch: _Branch | None = None
         self._session = self._name = ""
         self._open: _Open | None = None
-        self.skipped_flops = 0.0
         telemetry.hold(composition.estimator.nbytes())
 
     def reset(self, session: str | None = None, total: int | None = None) -> None:
@@ -121,7 +120,6 @@ class FeatureCache:
         held.timestep = timestep
         held.shared = held.probe = None
         self._branch, self._session, self._name, self._open = held, session, branch, None
-        self.skipped_flops = 0.0
 
     def enter(self, span: Span, streams: Streams, modulated: Callable[[], torch.Tensor]) -> bool:
         """The first block of a span is about to run: True if the span is skipped."""

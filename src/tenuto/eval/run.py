@@ -14,7 +14,7 @@ from typing import Any
 
 from tenuto.errors import InputError
 
-__all__ = ["Run", "Timing", "read_runs", "write_run"]
+__all__ = ["Run", "Timing", "file_name", "read_runs", "write_run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +89,14 @@ class Run:
         return {key: value for key, value in asdict(self).items() if key not in nested}
 
 
+def file_name(policy: str) -> str:
+    """A policy's text as the stem of a file name."""
+    return "".join(c if c.isalnum() or c in "._-=" else "_" for c in policy)
+
+
 def write_run(run: Run, folder: Path) -> Path:
     """Write one record as ``<policy>.json``, beside and renamed, so that a reader never sees half of it."""
-    safe = "".join(c if c.isalnum() or c in "._-=" else "_" for c in run.policy)
-    path = folder / f"{safe}.json"
+    path = folder / f"{file_name(run.policy)}.json"
     temporary = path.with_suffix(".json.tmp")
     temporary.write_text(json.dumps(asdict(run), indent=1, allow_nan=False))
     os.replace(temporary, path)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from tenuto.budget import ErrorBudget
+from tenuto.diffusion.policies.every_n import WholeStack
 from tenuto.diffusion.policy import (
     Composition,
     Estimator,
@@ -64,12 +65,10 @@ class Chunks(Scope):
 
     def spans(self, lists: Sequence[int]) -> tuple[Span, ...]:
         spans: list[Span] = []
-        start = 0
-        for length in lists:
-            end = start + length
-            for first in range(start, end, self.size or length):
-                spans.append(Span(len(spans), first, min(first + (self.size or length), end) - 1))
-            start = end
+        for whole in WholeStack().spans(lists):
+            size = self.size or whole.blocks
+            for first in range(whole.first, whole.last + 1, size):
+                spans.append(Span(len(spans), first, min(first + size - 1, whole.last)))
         return tuple(spans)
 
 
@@ -293,11 +292,12 @@ def false_reuse_rates(profile: Profile, traces: Sequence[Trace], alpha: float) -
     from a :class:`MapRecorder` watching generations that the profile was not fitted on.
     """
     schedule, table, maps = _unpacked(profile)
+    estimator, longest = InnovationMap(schedule, maps), len(table[0][0])
     level = level_for(alpha, profile.numbers["levels"])
     rates = []
     for trace in traces:
         missed = total = 0
-        for (span, step, gap), ratios in error_ratios(InnovationMap(schedule, maps), [trace], len(table[0][0])).items():
+        for (span, step, gap), ratios in error_ratios(estimator, [trace], longest).items():
             scale, dof = table[span][step][gap - 1]
             bound = Gate(scale=scale, dof=dof, alpha=alpha, level=level).bound(1.0) ** 2
             missed += sum(ratio > bound for ratio in ratios)

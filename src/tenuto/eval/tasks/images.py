@@ -27,7 +27,7 @@ from tenuto.eval.grids import difference, grid, save_png
 from tenuto.eval.job import Job, labels_of
 from tenuto.eval.pipelines import ImageModel, device_words, load_model, versions
 from tenuto.eval.quality import FashionJudge, mean_interval, psnr, ssim
-from tenuto.eval.run import Run, Timing, read_runs, write_run
+from tenuto.eval.run import Run, Timing, file_name, read_runs, write_run
 from tenuto.eval.speed import claim, interleave
 
 __all__ = ["BASELINE", "DEMO", "bench", "demo_policies"]
@@ -204,7 +204,7 @@ def _write(runs: Sequence[Run], rows: Sequence[Contender], out: Path) -> list[Ru
     written = []
     for run, row in zip(runs, rows, strict=True):
         pictures = torch.cat(row.pictures)
-        name = "".join(c if c.isalnum() or c in "._-=" else "_" for c in run.policy)
+        name = file_name(run.policy)
         images = {"grid": f"images/{name}.png"}
         save_png(grid(pictures), out / images["grid"])
         if row is not rows[0]:
