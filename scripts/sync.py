@@ -26,7 +26,8 @@ METHODS = ROOT / "docs" / "methods"
 PUBLIC = {
     "tenuto.budget": ["ErrorBudget"],
     "tenuto.calibration": ["Profile"],
-    "tenuto.diffusion.attach": ["attach", "calibrate"],
+    "tenuto.diffusion.attach": ["attach"],
+    "tenuto.diffusion.calibrate": ["calibrate"],
     "tenuto.errors": [name for name in errors.__all__ if name != "closest"],
     "tenuto.eval.run": ["Run"],
 }

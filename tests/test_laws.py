@@ -129,8 +129,8 @@ def no_warm_up(patch: pytest.MonkeyPatch) -> None:
     """Neither the gate nor the engine minds the warm-up."""
     create = FeatureCache.__init__
 
-    def eager(self: FeatureCache, composition: Any, lists: Any, warmup: int, telemetry: Any) -> None:
-        create(self, Composition(WholeStack(), Interval(2, 1), StoredResidual()), lists, 1, telemetry)
+    def eager(self: FeatureCache, composition: Any, lists: Any, warmup: int, *rest: Any) -> None:
+        create(self, Composition(WholeStack(), Interval(2, 1), StoredResidual()), lists, 1, *rest)
 
     patch.setattr(FeatureCache, "__init__", eager)
 

@@ -30,7 +30,7 @@ def telemetry() -> Telemetry:
 
 
 def test_a_span_counts_its_blocks(telemetry: Telemetry) -> None:
-    assert telemetry.counts() == {"compute": 4 + 1 + 4, "reuse": 3, "forecast": 4}
+    assert telemetry.counts() == {"compute": 4 + 1 + 4, "reuse": 3, "forecast": 4, "correct": 0}
     assert telemetry.reuse_ratio == pytest.approx(7 / 16)
 
 

@@ -17,7 +17,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from tenuto.budget import ErrorBudget
     from tenuto.calibration import Profile
-    from tenuto.diffusion.attach import attach, calibrate
+    from tenuto.diffusion.attach import attach
+    from tenuto.diffusion.calibrate import calibrate
     from tenuto.diffusion.policies.every_n import EveryN
     from tenuto.diffusion.policies.fastcache import FastCache
     from tenuto.diffusion.policies.first_block import FirstBlock
@@ -42,7 +43,7 @@ _HOMES = {
     "TeaCache": "tenuto.diffusion.policies.teacache",
     "TenutoError": "tenuto.errors",
     "attach": "tenuto.diffusion.attach",
-    "calibrate": "tenuto.diffusion.attach",
+    "calibrate": "tenuto.diffusion.calibrate",
 }
 __all__ = [
     "AttachError",

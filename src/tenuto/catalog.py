@@ -1,6 +1,7 @@
 """Finds methods by name: the files in ``diffusion/policies/`` and the entry points of the group ``tenuto.diffusion``.
 
-A policy is written as text, on the command line and in a Run: ``name`` or ``name:option=value,option=value``.
+A policy is written as text, on the command line and in a Run: ``name`` or ``name:option=value,option=value``. A method
+that wraps another follows it after a plus: ``every_n:n=3+adacorrection:tokens=0.25``.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 from tenuto.diffusion import policies
-from tenuto.diffusion.policy import FeaturePolicy
+from tenuto.diffusion.policy import FeaturePolicy, WrappingPolicy
 from tenuto.errors import PolicyError, closest
 
 __all__ = ["MethodInfo", "Option", "bibtex", "describe", "method", "methods", "parse", "parse_list", "text"]
 
 FAMILY = "diffusion"
 GROUP = "tenuto.diffusion"
+INNER, PLUS = "inner", "+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,11 @@ class MethodInfo:
         module = inspect.getmodule(self.cls)
         return " ".join(inspect.cleandoc((module and module.__doc__) or "").split("\n\n")[0].split())
 
+    @property
+    def wraps(self) -> bool:
+        """Whether the method goes around another one."""
+        return issubclass(self.cls, WrappingPolicy)
+
     def options(self) -> dict[str, Option]:
         """What the policy takes, by name, in the order of its definition.
 
@@ -58,6 +65,8 @@ class MethodInfo:
         hints = get_type_hints(self.cls)
         found = {}
         for item in fields(self.cls):  # type: ignore[arg-type]
+            if self.wraps and item.name == INNER:
+                continue
             if hints[item.name] not in _READERS:
                 raise PolicyError(f"{self.name}: option {item.name!r} must be int, float, bool or str in its class.")
             default = None if item.default is MISSING else item.default
@@ -152,15 +161,29 @@ def bibtex(info: MethodInfo) -> str:
 
 
 def parse(given: str) -> FeaturePolicy:
-    """The policy that a text such as ``first_block:threshold=0.1`` names.
+    """The policy that a text such as ``first_block:threshold=0.1`` or ``every_n+adacorrection`` names.
 
     Raises:
-        PolicyError: an unknown name or option, or a value of the wrong type.
+        PolicyError: an unknown name or option, a value of the wrong type, or a plus where it does not belong.
         InputError: a value that the policy refuses.
     """
+    policy: FeaturePolicy | None = None
+    for part in given.split(PLUS):
+        policy = _parse_one(part, policy)
+    if policy is None:
+        raise PolicyError("No policy was given. Write name or name:option=value.")
+    return policy
+
+
+def _parse_one(given: str, inner: FeaturePolicy | None) -> FeaturePolicy:
     name, colon, rest = (part.strip() for part in given.partition(":"))
     found = method(name)
-    options, values = found.options(), {}
+    if found.wraps and inner is None:
+        raise PolicyError(f"{name} goes around another policy: write it after one, for example every_n:n=3+{name}.")
+    if inner is not None and not found.wraps:
+        around = ", ".join(info.name for info in methods().values() if info.wraps) or "none"
+        raise PolicyError(f"{name} cannot follow a plus: it wraps no other policy. Those that do: {around}.")
+    options, values = found.options(), {INNER: inner} if found.wraps else {}
     for item in rest.split(",") if colon else ():
         key, equals, value = (part.strip() for part in item.partition("="))
         if key not in options:
@@ -214,7 +237,7 @@ def parse_list(given: str) -> list[FeaturePolicy]:
         if ":" in token or "=" not in token:
             texts.append(token)
         elif texts:
-            texts[-1] += ("," if ":" in texts[-1] else ":") + token
+            texts[-1] += ("," if ":" in texts[-1].rpartition(PLUS)[2] else ":") + token
         else:
             raise PolicyError(f"{token.strip()!r} comes before any policy. Write name:option=value,name,...")
     found: dict[FeaturePolicy, None] = {}
@@ -238,9 +261,11 @@ def text(policy: FeaturePolicy) -> str:
             f"{type(policy).__name__} is not in the catalog. Put it in a file of tenuto/diffusion/policies, "
             f"or declare an entry point in the group {GROUP!r}."
         )
-    changed = []
+    before, changed = "", []
     for item in fields(policy):  # type: ignore[arg-type]
         value = getattr(policy, item.name)
-        if value != item.default:
+        if isinstance(value, FeaturePolicy):
+            before = text(value) + PLUS
+        elif value != item.default:
             changed.append(f"{item.name}={str(value).lower() if isinstance(value, bool) else value}")
-    return f"{name}:{','.join(changed)}" if changed else name
+    return before + (f"{name}:{','.join(changed)}" if changed else name)

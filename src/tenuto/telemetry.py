@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 __all__ = ["Decision", "Event", "Telemetry"]
 
-Decision = Literal["compute", "reuse", "forecast"]
+Decision = Literal["compute", "reuse", "forecast", "correct"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,8 @@ class Event:
         step: denoising steps since the generation began, from 0.
         branch: guidance branch: "cond", "uncond", "both", or "call0", "call1" where the model does not say.
         first_block, last_block: the span, block numbers counted over all block lists, both included.
-        decision: "compute", "reuse" or "forecast".
+        decision: "compute", "reuse", "forecast", or "correct" (an estimate corrected by computing some tokens).
+        tokens: fraction of the tokens computed for a "correct" decision.
         statistic, critical: the gate's evidence, if it has any; reuse means statistic <= critical.
         error: relative error of the estimate (worst sample of the batch), measured in shadow mode only.
     """
@@ -35,9 +36,15 @@ class Event:
     first_block: int
     last_block: int
     decision: Decision
+    tokens: float = 0.0
     statistic: float | None = None
     critical: float | None = None
     error: float | None = None
+
+    @property
+    def computed(self) -> float:
+        """Fraction of the span's tokens that were computed."""
+        return 1.0 if self.decision == "compute" else self.tokens
 
 
 @dataclass(slots=True)
@@ -67,17 +74,20 @@ class Telemetry:
 
     def counts(self) -> dict[str, int]:
         """Block executions by decision: a span of five blocks counts five."""
-        totals: Counter[str] = Counter(compute=0, reuse=0, forecast=0)
+        totals: Counter[str] = Counter(compute=0, reuse=0, forecast=0, correct=0)
         for event in self.events:
             totals[event.decision] += event.last_block - event.first_block + 1
         return dict(totals)
 
     @property
     def reuse_ratio(self) -> float:
-        """Fraction of block executions that were not computed, in [0, 1]."""
-        counts = self.counts()
-        total = sum(counts.values())
-        return (total - counts["compute"]) / total if total else 0.0
+        """Fraction of block executions that were not computed, in [0, 1]; tokens count where a part was computed."""
+        total = saved = 0.0
+        for event in self.events:
+            blocks = event.last_block - event.first_block + 1
+            total += blocks
+            saved += blocks * (1 - event.computed)
+        return saved / total if total else 0.0
 
     @property
     def flops_speedup(self) -> float | None:
@@ -90,16 +100,16 @@ class Telemetry:
             return []
         steps = 1 + max(event.step for event in self.events)
         blocks = 1 + max(event.last_block for event in self.events)
-        skipped = [[0] * blocks for _ in range(steps)]
+        skipped = [[0.0] * blocks for _ in range(steps)]
         seen = [[0] * blocks for _ in range(steps)]
         for event in self.events:
             for block in range(event.first_block, event.last_block + 1):
                 seen[event.step][block] += 1
-                skipped[event.step][block] += event.decision != "compute"
+                skipped[event.step][block] += 1 - event.computed
         return [[s / n if n else 0.0 for s, n in zip(*rows, strict=True)] for rows in zip(skipped, seen, strict=True)]
 
     def decisions(self) -> list[list[str]]:
-        """``[steps][blocks]`` of the first generation and branch: "compute", "reuse" or "forecast"."""
+        """``[steps][blocks]`` of the first generation and branch: each event's decision."""
         if not self.events:
             return []
         first = self.events[0]

@@ -18,7 +18,8 @@ from torch import nn
 
 from tenuto import catalog
 from tenuto.calibration import Profile
-from tenuto.diffusion.attach import attach, calibrate
+from tenuto.diffusion.attach import attach
+from tenuto.diffusion.calibrate import calibrate
 from tenuto.diffusion.policy import FeaturePolicy
 
 __all__ = ["LawError", "TinyDiT", "check_feature_policy", "denoise", "profile_for"]
@@ -114,7 +115,7 @@ def denoise(
 
 def profile_for(policy: FeaturePolicy, model: nn.Module, *, separate: bool = False) -> Profile | None:
     """A profile fitted on a few generations of ``model``, None if the policy needs none."""
-    if not policy.calibrated:
+    if not policy.profiled.calibrated:
         return None
     return calibrate(model, policy, lambda s: denoise(model, s, separate=separate), seeds=range(100, 108), settings={})
 

@@ -1,4 +1,4 @@
-"""``attach``: put a policy on a model, and take it off again. The only file that touches ``nn.Module``.
+"""``attach``: put a policy on a model, and take it off again. The only file that changes an ``nn.Module``.
 
     with tenuto.attach(pipe, tenuto.FirstBlock(threshold=0.1)) as run:
         images = pipe(class_labels=[3, 7]).images
@@ -11,7 +11,6 @@ and how long it is; for a bare transformer a turn of the timesteps or a new shap
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,178 +21,14 @@ import torch
 from torch import nn
 
 from tenuto.calibration import Profile, find, fingerprint
-from tenuto.diffusion.cache import FeatureCache
-from tenuto.diffusion.clock import Clock
-from tenuto.diffusion.flops import FlopMeter
-from tenuto.diffusion.models import Block, Layout, find_denoisers, output_order, pack, unpack
-from tenuto.diffusion.policy import Composition, FeaturePolicy, Streams
-from tenuto.diffusion.recording import Recording
+from tenuto.diffusion.denoiser import AttachedRun, Denoiser
+from tenuto.diffusion.models import Layout, find_denoisers
+from tenuto.diffusion.policy import FeaturePolicy, Recorder
 from tenuto.errors import AttachError, CalibrationError
-from tenuto.telemetry import Telemetry
 
-__all__ = ["AttachedRun", "attach", "calibrate", "serves"]
+__all__ = ["AttachedRun", "attach", "check_count", "name_of", "serves"]
 
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-class AttachedRun:
-    """What ``attach`` yields.
-
-    Attributes:
-        policy: the policy attached; profile: its calibration profile, None if it needs none.
-        telemetry: decisions and totals so far.
-    """
-
-    def __init__(self, policy: FeaturePolicy, profile: Profile | None) -> None:
-        self.policy = policy
-        self.profile = profile
-        self.telemetry = Telemetry()
-        self.session = ""
-        self.denoisers: list[_Denoiser] = []
-
-    def summary(self) -> dict[str, Any]:
-        """Totals of the run: block executions by decision, reuse ratio, FLOPs, bytes held."""
-        return self.telemetry.summary()
-
-    @contextmanager
-    def generation(self, name: str) -> Iterator[None]:
-        """Keep the calls made inside apart from all others: for generations that are interleaved by hand."""
-        before, self.session = self.session, name
-        try:
-            yield
-        finally:
-            self.session = before
-
-    def reset(self) -> None:
-        """Forget everything: the next step starts cold."""
-        for denoiser in self.denoisers:
-            denoiser.start(None, None)
-
-
-class _Denoiser:
-    """The wrappers of one denoiser, and the cache they talk to."""
-
-    def __init__(
-        self, layout: Layout, composition: Composition, run: AttachedRun, count_flops: bool, shadow: bool
-    ) -> None:
-        self.layout, self.run, self.shadow = layout, run, shadow
-        self.cache = FeatureCache(composition, layout.lists, run.policy.warmup, run.telemetry)
-        self.clock = Clock()
-        self.context: str | None = None
-        self.meter = FlopMeter() if count_flops else None
-        self.span_of = {block: span for span in self.cache.spans for block in range(span.first, span.last + 1)}
-        self.orders: dict[int, tuple[int, int] | None] = {}
-        own = inspect.signature(type(layout.root).forward)
-        self.signature = own.replace(parameters=list(own.parameters.values())[1:])
-
-    def start(self, session: str | None, total: int | None) -> None:
-        """A generation of ``total`` steps starts (None: unknown) in ``session`` (None: in all)."""
-        self.cache.reset(session, total)
-        self.clock.reset(session)
-
-    def root(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """The wrapper of the denoiser's ``forward``."""
-
-        @wraps(original)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            given = self.signature.bind_partial(*args, **kwargs).arguments
-            shapes = tuple(
-                (key, value.shape, value.dtype, value.device)
-                for key, value in given.items()
-                if isinstance(value, torch.Tensor)
-            )
-            tick = self.clock.tick(self.run.session, self.context, given.get("timestep"))
-            self.cache.begin(self.run.session, tick.branch, tick.timestep, shapes, tick.fresh)
-            try:
-                if self.meter is None:
-                    return original(*args, **kwargs)
-                with self.meter.call(shapes):
-                    result = original(*args, **kwargs)
-            except BaseException:
-                self.start(self.run.session, None)
-                raise
-            whole, executed = self.meter.totals()
-            self.run.telemetry.full_flops += whole
-            self.run.telemetry.flops += executed
-            return result
-
-        return forward
-
-    def block(self, block: Block, original: Callable[..., Any]) -> Callable[..., Any]:
-        """The wrapper of one block's ``forward``."""
-        span, index, cache, meter = self.span_of[block.index], block.index, self.cache, self.meter
-        opens, closes = index == span.first, index == span.last
-        beside = meter.beside if meter else _now
-        eager = getattr(original, "_torchdynamo_orig_callable", original)
-
-        @wraps(original)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            streams: Streams = block.streams(args, kwargs)
-            if opens:
-                beside(lambda: cache.enter(span, streams, lambda: _modulated(block, eager, args, kwargs)))
-            if cache.skipping and not self.shadow:
-                if meter:
-                    meter.skip(index)
-                # a copy: models may write into what a block returns, and the span's input must stay as it was
-                passed = tuple(None if s is None else s.clone() for s in streams) if opens else streams
-                return pack(self.orders[index], cache.estimate() if closes else passed)
-            first = index not in self.orders
-            marks = _marks(streams, first)
-            raw = meter.run(index, original, args, kwargs) if meter else original(*args, **kwargs)
-            if marks != _marks(streams, first):
-                raise AttachError(
-                    f"Block {block.path} changes its input in place: its residual is lost. Not cacheable."
-                )
-            output = unpack(block, raw, streams)
-            if first:
-                self.orders[index] = output_order(block, raw, streams) if isinstance(raw, tuple) else None
-            if closes and cache.skipping:  # in shadow mode both are known: the estimate goes on, its error is recorded
-                return pack(self.orders[index], cache.estimate(truth=output))
-            if closes:
-                beside(lambda: cache.computed(output))
-            return raw
-
-        return forward
-
-
-class _Captured(Exception):
-    """Carries a tensor out of a block that need not run on."""
-
-
-def _modulated(
-    block: Block, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> torch.Tensor:
-    """The input of a block's first attention: normalised and modulated by the timestep. Nothing later is run."""
-    children = dict(block.module.named_children())
-    attention = next((child for name, child in children.items() if name.startswith("attn")), None)
-    if attention is None:
-        raise AttachError(f"Block {block.path} has no attention whose input could be read; it has {list(children)}.")
-
-    def catch(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        raise _Captured(named["hidden_states"] if "hidden_states" in named else given[0])
-
-    handle = attention.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        original(*args, **kwargs)
-    except _Captured as caught:
-        tensor: torch.Tensor = caught.args[0]
-        return tensor
-    finally:
-        handle.remove()
-    raise AttachError(f"Block {block.path} did not call its attention: its modulated input cannot be read.")
-
-
-def _now(work: Callable[[], Any]) -> Any:
-    return work()
-
-
-def _marks(streams: Streams, first: bool) -> tuple[object, ...]:
-    """What changes when a stream is written to: its version; in inference mode, which keeps none, a sum (``first``)."""
-    return tuple(
-        (str(float(s.sum(dtype=torch.float64))) if first else "") if s.is_inference() else s._version
-        for s in streams
-        if s is not None
-    )
 
 
 def _replace(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
@@ -206,7 +41,7 @@ def _replace(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
-def _wrap(stack: ExitStack, denoiser: _Denoiser) -> None:
+def _wrap(stack: ExitStack, denoiser: Denoiser) -> None:
     root = denoiser.layout.root
     if root in _attached:
         raise AttachError(f"{type(root).__name__} has a policy attached already. Leave that `with` block first.")
@@ -222,12 +57,15 @@ def _wrap(stack: ExitStack, denoiser: _Denoiser) -> None:
         compiled = block.module._compiled_call_impl  # by Module.compile: wrapped as it is, nothing is compiled again
         slot = "forward" if compiled is None else "_compiled_call_impl"
         _replace(stack, block.module, slot, denoiser.block(block, compiled or block.module.forward))
+    for subset in denoiser.subsets:
+        for part in subset.parts:
+            _replace(stack, part, "forward", subset.part(part.forward))
     context: Any = getattr(root, "cache_context", None)  # diffusers' CacheMixin has it, other models have not
     if context is not None:
         _replace(stack, root, "cache_context", _contexts(denoiser, context))
 
 
-def _contexts(denoiser: _Denoiser, original: Callable[..., Any]) -> Callable[..., Any]:
+def _contexts(denoiser: Denoiser, original: Callable[..., Any]) -> Callable[..., Any]:
     """diffusers' ``cache_context``, also telling us which guidance branch is called."""
 
     @wraps(original)
@@ -282,15 +120,15 @@ def serves(policy: FeaturePolicy, profile: Profile) -> bool:
     return True
 
 
-def _name_of(policy: FeaturePolicy) -> str:
-    """The name profiles are kept under: that of the method's file."""
-    return type(policy).__module__.rpartition(".")[2]
+def name_of(policy: FeaturePolicy) -> str:
+    """The name profiles are kept under: that of the method's file, or of the method it wraps."""
+    return type(policy.profiled).__module__.rpartition(".")[2]
 
 
 def _profile_for(policy: FeaturePolicy, root: nn.Module, profile: Profile | None) -> Profile | None:
-    if not policy.calibrated:
+    if not policy.profiled.calibrated:
         return None
-    name, mark = _name_of(policy), fingerprint(root)
+    name, mark = name_of(policy), fingerprint(root)
     if profile is None:
         profile = find(name, mark, accept=partial(serves, policy))
     if profile is None:
@@ -302,8 +140,9 @@ def _profile_for(policy: FeaturePolicy, root: nn.Module, profile: Profile | None
     return profile
 
 
-def _check_count(policy: FeaturePolicy, target: Any, layouts: Sequence[Layout]) -> None:
-    if policy.calibrated and len(layouts) > 1:
+def check_count(policy: FeaturePolicy, target: Any, layouts: Sequence[Layout]) -> None:
+    """Refuse a calibrated policy for a pipeline with several denoisers."""
+    if policy.profiled.calibrated and len(layouts) > 1:
         raise AttachError(
             f"{type(policy).__name__} is calibrated for one denoiser and {type(target).__name__} has {len(layouts)}. "
             f"Give one at a time: {', '.join(f'pipe.{layout.name}' for layout in layouts)}."
@@ -318,6 +157,7 @@ def attach(
     profile: Profile | None = None,
     count_flops: bool = True,
     shadow: bool = False,
+    watcher: Recorder | None = None,
 ) -> Iterator[AttachedRun]:
     """Run a diffusers pipeline or transformer under a caching policy inside a ``with`` block.
 
@@ -328,6 +168,7 @@ def attach(
         count_flops: measure operations once per input shape (adds about one step's time to the first step).
         shadow: compute what is estimated as well and record the true error of every estimate in ``telemetry.events``.
             The estimate is what goes on, so the errors are those of the cached run; nothing is saved.
+        watcher: in shadow mode, is shown every estimate's state and its truth (closed-loop calibration).
 
     Raises:
         AttachError: nothing to attach to, attached already, compiled as a whole, or more denoisers than it is for.
@@ -335,51 +176,16 @@ def attach(
     """
     _uncompiled(target)
     layouts = find_denoisers(target)
-    _check_count(policy, target, layouts)
+    check_count(policy, target, layouts)
     profile = _profile_for(policy, layouts[0].root, profile)
     run = AttachedRun(policy, profile)
     composition = policy.compose(profile)
     with ExitStack() as stack:
         for layout in layouts:
-            denoiser = _Denoiser(layout, composition, run, count_flops, shadow)
+            denoiser = Denoiser(layout, composition, run, count_flops, shadow, watcher)
             _wrap(stack, denoiser)
             run.denoisers.append(denoiser)
         scheduler = getattr(target, "scheduler", None)
         if not isinstance(target, nn.Module) and scheduler is not None:
             _watch(stack, scheduler, run)
         yield run
-
-
-def calibrate(
-    target: Any,
-    policy: FeaturePolicy,
-    generate: Callable[[int], Any],
-    *,
-    seeds: Sequence[int],
-    settings: dict[str, Any],
-) -> Profile:
-    """Watch uncached generations and fit the policy's profile.
-
-    Args:
-        target: the pipeline or transformer, nothing attached.
-        policy: a calibrated policy; its own numbers may matter (a scope, a longest skip).
-        generate: runs one generation for a seed, for example ``lambda s: pipe([3], generator=torch.manual_seed(s))``.
-        seeds: one generation each; keep them apart from the seeds you judge by.
-        settings: what the profile is for (steps, guidance, sampler): stored with it.
-
-    Raises:
-        PolicyError: the policy takes no profile.
-        CalibrationError: no seeds.
-    """
-    if not seeds:
-        raise CalibrationError("calibrate() was given no seeds. Give at least two, for example seeds=range(8).")
-    _check_count(policy, target, find_denoisers(target))
-    recorder = policy.recorder()
-    with attach(target, Recording(watcher=recorder), count_flops=False) as run:
-        for number, seed in enumerate(seeds):
-            recorder.begin(number)
-            run.reset()
-            generate(seed)
-        mark = fingerprint(run.denoisers[0].layout.root)
-    tensors, numbers = recorder.fit()
-    return Profile(policy=_name_of(policy), fingerprint=mark, settings=dict(settings), numbers=numbers, tensors=tensors)

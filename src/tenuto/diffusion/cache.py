@@ -1,7 +1,7 @@
 """The engine of the diffusion family: state per (generation, branch, span), decisions, and their books.
 
 It knows tensors and policies, not modules: ``attach.py`` calls it at the start of every denoiser call, at the first and
-the last block of every span.
+the last block of every span, and, where a policy computes some tokens of an estimated span, at its blocks in between.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from tenuto.diffusion.policy import Composition, Span, Step, Streams
+from tenuto.diffusion.policy import Composition, Recorder, Span, Step, Streams, alone
 from tenuto.diffusion.trajectory import change_of
 from tenuto.gate import Verdict
-from tenuto.telemetry import Event, Telemetry
+from tenuto.telemetry import Decision, Event, Telemetry
 
 __all__ = ["FeatureCache", "tensor_bytes"]
 
@@ -43,6 +43,20 @@ def tensor_bytes(state: Any) -> int:
     return sum(seen.values())
 
 
+def _residual(output: Streams, hidden: Streams) -> Streams:
+    """Output minus input, None for a stream that changes its shape."""
+    return tuple(
+        None if o is None or h is None or o.shape != h.shape else (o - h).detach()
+        for o, h in zip(output, hidden, strict=True)
+    )
+
+
+def _fraction(now: _Open) -> float:
+    """The chosen tokens' share of all."""
+    image = now.step.hidden[0]
+    return now.tokens.shape[1] / image.shape[1] if now.tokens is not None and image is not None else 0.0
+
+
 @dataclass(slots=True)
 class _Branch:
     """What is remembered for one guidance branch of one generation."""
@@ -53,6 +67,8 @@ class _Branch:
     timestep: float | None = None
     gates: dict[int, Any] = field(default_factory=dict)
     estimators: dict[int, Any] = field(default_factory=dict)
+    correctors: dict[int, Any] = field(default_factory=dict)
+    inner: dict[int, dict[int, torch.Tensor]] = field(default_factory=dict)
     held: dict[int, int] = field(default_factory=dict)
     shared: Verdict | None = None
     probe: Streams | None = None
@@ -60,11 +76,12 @@ class _Branch:
 
 @dataclass(slots=True)
 class _Open:
-    """The span being executed: its step, the verdict, and whether it is skipped."""
+    """The span being executed: its step, the verdict, whether it is skipped, and which tokens are not."""
 
     step: Step
     verdict: Verdict
     skip: bool
+    tokens: torch.Tensor | None = None
 
 
 class FeatureCache:
@@ -75,13 +92,24 @@ class FeatureCache:
         lists: lengths of the denoiser's block lists.
         warmup: steps at the start of every generation that always compute (at least 1).
         telemetry: where events and totals go.
+        reduce: as in ``Step``.
+        watcher: is shown every estimate whose truth is known (closed-loop calibration).
     """
 
-    def __init__(self, composition: Composition, lists: tuple[int, ...], warmup: int, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        composition: Composition,
+        lists: tuple[int, ...],
+        warmup: int,
+        telemetry: Telemetry,
+        reduce: Callable[[torch.Tensor], torch.Tensor] = alone,
+        watcher: Recorder | None = None,
+    ) -> None:
         self.composition = composition
         self.spans = composition.scope.spans(lists)
         self.warmup = max(warmup, 1)
         self.telemetry = telemetry
+        self.reduce, self.watcher = reduce, watcher
         self.totals: dict[str, int] = {}
         self.generations = 0
         self._branches: dict[tuple[str, str], _Branch] = {}
@@ -136,6 +164,7 @@ class FeatureCache:
             streams,
             branch.probe,
             modulated,
+            self.reduce,
         )
         if span.always:
             self._open = _Open(step, Verdict(reuse=False), False)
@@ -143,8 +172,16 @@ class FeatureCache:
         verdict = self._judge(branch, step)
         state = branch.estimators.setdefault(span.index, composition.estimator.init())
         skip = verdict.reuse and branch.index >= self.warmup and composition.estimator.ready(state, step)
-        self._open = _Open(step, verdict, skip)
+        tokens = self._select(branch, step) if skip else None
+        self._open = _Open(step, verdict, skip, tokens)
         return skip
+
+    def _select(self, branch: _Branch, step: Step) -> torch.Tensor | None:
+        """The tokens that are computed although the span is estimated."""
+        corrector = self.composition.corrector
+        if corrector is None:
+            return None
+        return corrector.select(branch.correctors.setdefault(step.span.index, corrector.init()), step)
 
     def _judge(self, branch: _Branch, step: Step) -> Verdict:
         gate = self.composition.gate
@@ -156,34 +193,69 @@ class FeatureCache:
         branch.shared = verdict
         return verdict
 
-    def estimate(self, truth: Streams | None = None) -> Streams:
-        """The output streams of the open, skipped span; ``truth``, if it was computed as well, tells the error."""
+    def estimate(self, truth: Streams | None = None, mixed: Streams | None = None) -> Streams:
+        """The output streams of the open, skipped span.
+
+        Args:
+            truth: the true output, if it was computed as well: it tells the error.
+            mixed: the output of the span's blocks where only the chosen tokens were computed.
+        """
         branch, now = self._current(), self._opened()
-        state = branch.estimators[now.step.span.index]
+        span, hidden = now.step.span, now.step.hidden
+        state = branch.estimators[span.index]
         residual = self.composition.estimator.estimate(state, now.step)
         self.telemetry.flops += self.composition.estimator.flops(now.step)
-        pairs = zip(now.step.hidden, residual, strict=True)
-        output = tuple(h if r is None or h is None else h + r for h, r in pairs)
+        if mixed is not None:
+            residual = self._corrected(branch, now, residual, _residual(mixed, hidden))
+        output = tuple(h if r is None or h is None else h + r for h, r in zip(hidden, residual, strict=True))
         error = None
         if truth is not None and truth[0] is not None and output[0] is not None:
-            error = float(change_of(output[0], truth[0]).max())
+            error = float(change_of(output[0], truth[0], self.reduce).max())
+            if self.watcher:
+                self.watcher.estimated(now.step, state, _residual(truth, hidden))
         self._settle(branch, now, computed=False, error=error)
         return output
+
+    def _corrected(self, branch: _Branch, now: _Open, estimate: Streams, mixed: Streams) -> Streams:
+        """The estimate after the corrector has seen the computed tokens; other streams were computed as a whole."""
+        corrector, tokens, image, fresh = self.composition.corrector, now.tokens, estimate[0], mixed[0]
+        if corrector is None or tokens is None or image is None or fresh is None:
+            raise RuntimeError("a span without chosen tokens cannot be corrected")
+        chosen = fresh.take_along_dim(tokens[..., None], 1)
+        state = branch.correctors[now.step.span.index]
+        return corrector.correct(state, now.step, tokens, image, chosen), *mixed[1:]
+
+    def passed(self, block: int, streams: Streams, output: Streams) -> Streams:
+        """A block of the open span has run.
+
+        If the span is computed its residual is kept for correctors. If only some tokens were chosen, the others leave
+        the block with the residual it had at the last computed step.
+        """
+        branch, now = self._current(), self._opened()
+        inner = branch.inner.setdefault(now.step.span.index, {})
+        image, before = output[0], streams[0]
+        if image is None or before is None:
+            return output
+        if now.tokens is None:
+            inner[block] = (image - before).detach()
+            return output
+        held, tokens = before + inner[block], now.tokens[..., None].expand(-1, -1, image.shape[-1])
+        return held.scatter(1, tokens, image.gather(1, tokens)), *output[1:]
 
     def computed(self, output: Streams) -> None:
         """The last block of the open span has run."""
         branch, now = self._current(), self._opened()
-        span, hidden = now.step.span, now.step.hidden
-        residual = tuple(
-            None if o is None or h is None or o.shape != h.shape else (o - h).detach()
-            for o, h in zip(output, hidden, strict=True)
-        )
+        span, corrector = now.step.span, self.composition.corrector
+        residual = _residual(output, now.step.hidden)
         if span.always:
             branch.probe = residual
         else:
             estimator = self.composition.estimator
             state = estimator.observe(branch.estimators[span.index], now.step, residual)
             branch.estimators[span.index] = state
+            if corrector is not None:
+                known = branch.correctors.get(span.index)
+                branch.correctors[span.index] = corrector.observe(known, now.step, residual)
         self._settle(branch, now, computed=True)
 
     def _settle(self, branch: _Branch, now: _Open, computed: bool, error: float | None = None) -> None:
@@ -192,7 +264,8 @@ class FeatureCache:
         if not span.always and (now.step.leading or not gate.shared):
             key = 0 if gate.shared else span.index
             judged = branch.gates[key] = gate.settled(branch.gates[key], now.step, now.verdict, computed)
-        held = tensor_bytes((branch.estimators.get(span.index), judged))
+        states = (branch.estimators, branch.correctors, branch.inner)
+        held = tensor_bytes((judged, *(state.get(span.index) for state in states)))
         self.telemetry.hold(held - branch.held.get(span.index, 0))
         branch.held[span.index] = held
         self.telemetry.record(
@@ -202,7 +275,8 @@ class FeatureCache:
                 branch=self._name,
                 first_block=span.first,
                 last_block=span.last,
-                decision="compute" if computed else self.composition.estimator.kind,
+                decision=self._decision(now, computed),
+                tokens=_fraction(now) if not computed else 0.0,
                 statistic=now.verdict.statistic,
                 critical=now.verdict.critical,
                 error=error,
@@ -210,10 +284,20 @@ class FeatureCache:
         )
         self._open = None
 
+    def _decision(self, now: _Open, computed: bool) -> Decision:
+        if computed:
+            return "compute"
+        return self.composition.estimator.kind if now.tokens is None else "correct"
+
     @property
     def skipping(self) -> bool:
-        """Whether the open span is being skipped."""
+        """Whether the open span is being skipped, perhaps but for some tokens."""
         return self._open is not None and self._open.skip
+
+    @property
+    def tokens(self) -> torch.Tensor | None:
+        """The tokens ``[batch, chosen]`` that the open span computes although it is skipped."""
+        return self._open.tokens if self._open else None
 
     def _current(self) -> _Branch:
         if self._branch is None:

@@ -29,14 +29,16 @@ class FlopMeter:
         self._whole: dict[Any, float] = {}
         self._blocks: dict[Any, dict[int, float]] = {}
         self._beside: dict[Any, float] = {}
+        self._parts: dict[Any, float] = {}
         self._mode: FlopCounterMode | None = None
         self._signature: Any = None
         self._skipped: list[int] = []
+        self._partly = 0.0
 
     @contextmanager
     def call(self, signature: Any) -> Iterator[None]:
         """Around one denoiser call."""
-        self._signature, self._skipped = signature, []
+        self._signature, self._skipped, self._partly = signature, [], 0.0
         if signature in self._whole:
             yield
             return
@@ -73,9 +75,23 @@ class FlopMeter:
         """A block was not run in this call."""
         self._skipped.append(index)
 
+    def part(self, index: int, chosen: int, block: Callable[[], Any]) -> Any:
+        """Run one block for ``chosen`` of its tokens, counting it if this is new."""
+        key = (self._signature, index, chosen)
+        self._skipped.append(index)
+        if key in self._parts:
+            result = block()
+        else:
+            mode = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
+            with torch.compiler.set_stance("force_eager"), mode:
+                result = block()
+            self._parts[key] = mode.get_total_flops()
+        self._partly += self._parts[key]
+        return result
+
     def totals(self) -> tuple[float, float]:
         """Operations of the last call: without caching, and executed."""
         whole = self._whole[self._signature]
         blocks = self._blocks[self._signature]
         skipped = sum(blocks.get(index, 0.0) for index in self._skipped)
-        return whole, whole - skipped + self._beside[self._signature]
+        return whole, whole - skipped + self._partly + self._beside[self._signature]

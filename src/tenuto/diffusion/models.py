@@ -47,6 +47,14 @@ class Block:
         text = given.get(STREAMS[1])
         return image, text if isinstance(text, torch.Tensor) else None
 
+    def with_streams(
+        self, streams: tuple[torch.Tensor | None, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call with other input streams."""
+        given = self.signature.bind(*args, **kwargs)
+        given.arguments |= {key: value for key, value in zip(STREAMS, streams, strict=True) if value is not None}
+        return given.args, given.kwargs
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:

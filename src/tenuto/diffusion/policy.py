@@ -1,8 +1,9 @@
 """The contract of the diffusion family: what is decided, and what stands in for a computed output.
 
 A policy is three choices: a :class:`Scope` (which blocks are skipped together), a :class:`StepGate` (compute, or
-estimate?) and an :class:`Estimator` (what stands in for the output?). Each is frozen; its state is created by ``init``
-and passed in and out, so one policy serves any number of generations at once.
+estimate?) and an :class:`Estimator` (what stands in for the output?); a fourth, optional one is a :class:`Corrector`
+(which tokens of an estimated step are computed after all?). Each is frozen; its state is created by ``init`` and passed
+in and out, so one policy serves any number of generations at once.
 
 Shapes: a *stream* is hidden states ``[batch, tokens, channels]``; a block has one stream (image) or two (image, text).
 ``Streams`` is a tuple with the image stream first. The *residual* of a span is its output minus its input, per stream.
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Composition",
+    "Corrector",
     "Estimator",
     "FeaturePolicy",
     "Paper",
@@ -34,6 +36,8 @@ __all__ = [
     "Step",
     "StepGate",
     "Streams",
+    "WrappingPolicy",
+    "alone",
 ]
 
 Streams = tuple[torch.Tensor | None, ...]
@@ -66,6 +70,11 @@ class Span:
         return self.last - self.first + 1
 
 
+def alone(sums: torch.Tensor) -> torch.Tensor:
+    """``Step.reduce`` on one device."""
+    return sums
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """What a decision may look at: one span at one denoising step, before anything of it is computed.
@@ -79,6 +88,8 @@ class Step:
         hidden: the span's input streams.
         probe: residual of the ``always`` span of this step, None if there is none.
         modulated: computes the timestep-modulated input of the span's first attention ``[batch, tokens, channels]``.
+        reduce: adds sums over tokens up over the devices that share a sample's tokens (context parallel), so that all
+            of them decide alike; on one device it gives back what it is given.
     """
 
     index: int
@@ -90,6 +101,7 @@ class Step:
     hidden: Streams
     probe: Streams | None
     modulated: Callable[[], torch.Tensor]
+    reduce: Callable[[torch.Tensor], torch.Tensor] = alone
 
     @property
     def last(self) -> bool:
@@ -157,13 +169,44 @@ class Estimator(ABC):
         return 0
 
 
+class Corrector(ABC):
+    """Which tokens of an estimated step are computed after all, and what they tell about the others.
+
+    Chosen tokens go through the span's real blocks with the keys and values of all tokens. A token that is not chosen
+    enters each block as it is, and leaves it with the block's residual of the last computed step.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def init(self) -> Any:
+        """State of a cold start."""
+
+    @abstractmethod
+    def select(self, state: Any, step: Step) -> torch.Tensor | None:
+        """Numbers ``[batch, chosen]`` (int64, unique per sample) of the image stream's tokens to compute; None for
+        none."""
+
+    @abstractmethod
+    def correct(
+        self, state: Any, step: Step, tokens: torch.Tensor, estimate: torch.Tensor, fresh: torch.Tensor
+    ) -> torch.Tensor:
+        """The image stream's residual ``[batch, tokens, channels]`` from the estimated one of all tokens (same shape)
+        and the computed one of the chosen tokens ``[batch, chosen, channels]``."""
+
+    @abstractmethod
+    def observe(self, state: Any, step: Step, residual: Streams) -> Any:
+        """The state after the span's true residual became known."""
+
+
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """A policy's three choices, bound to a profile where it needs one."""
+    """A policy's choices, bound to a profile where it needs one."""
 
     scope: Scope
     gate: StepGate
     estimator: Estimator
+    corrector: Corrector | None = None
 
 
 class Recorder(ABC):
@@ -183,6 +226,14 @@ class Recorder(ABC):
     def fit(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tensors and JSON-ready numbers of the profile."""
 
+    def rehearsals(self) -> tuple[FeaturePolicy, ...]:
+        """Policies to run next, in shadow mode and with the profile just fitted, for a closed-loop refit: what they
+        estimate is shown to :meth:`estimated`, then ``fit`` is called again. None by default."""
+        return ()
+
+    def estimated(self, step: Step, state: Any, residual: Streams) -> None:  # noqa: B027 (open-loop recorders need none)
+        """One estimated span of one step of a rehearsal: the estimator's state, and the true residual."""
+
 
 class FeaturePolicy(ABC):
     """A published method for diffusion transformers: a frozen, keyword-only dataclass of numbers.
@@ -198,9 +249,14 @@ class FeaturePolicy(ABC):
     sweep: ClassVar[tuple[str, ...]] = ()
     warmup: int
 
+    @property
+    def profiled(self) -> FeaturePolicy:
+        """The policy whose profile is needed: this one, or the one it wraps."""
+        return self
+
     @abstractmethod
     def compose(self, profile: Profile | None) -> Composition:
-        """The policy's scope, gate and estimator.
+        """The policy's scope, gate, estimator and corrector.
 
         Raises:
             CalibrationError: the policy is ``calibrated`` and ``profile`` is None or lacks what it needs.
@@ -209,3 +265,24 @@ class FeaturePolicy(ABC):
     def recorder(self) -> Recorder:
         """What ``tenuto calibrate`` runs beside uncached generations to make this policy's profile."""
         raise PolicyError(f"{type(self).__name__} needs no calibration: use it as it is.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrappingPolicy(FeaturePolicy):
+    """A method around another one: in text it follows the other after a plus, ``every_n:n=3+adacorrection``.
+
+    Attributes:
+        inner: the policy inside.
+    """
+
+    inner: FeaturePolicy
+
+    @property
+    def warmup(self) -> int:  # type: ignore[override]
+        """Steps at the start that always compute: the inner policy's."""
+        return self.inner.warmup
+
+    @property
+    def profiled(self) -> FeaturePolicy:
+        """The policy whose profile is needed: the innermost."""
+        return self.inner.profiled

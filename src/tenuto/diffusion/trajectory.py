@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -55,14 +56,19 @@ def follow(past: Past | None, index: int, hidden: Streams, residual: Streams) ->
     return Past(index, hidden, residual, slope)
 
 
-def change_of(hidden: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Relative L2 change ``[batch]`` of hidden states ``[batch, tokens, channels]``."""
-    return _norm(hidden - reference) / _norm(reference).clamp_min(1e-12)
+def change_of(
+    hidden: torch.Tensor, reference: torch.Tensor, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> torch.Tensor:
+    """Relative L2 change ``[batch]`` of hidden states ``[batch, tokens, channels]``; ``reduce`` as in ``Step``."""
+    squares = torch.stack([_square(hidden - reference), _square(reference)])
+    change, size = reduce(squares) if reduce else squares
+    ratio: torch.Tensor = (change / size.clamp_min(1e-24)).sqrt()
+    return ratio
 
 
-def _norm(tensor: torch.Tensor) -> torch.Tensor:
+def _square(tensor: torch.Tensor) -> torch.Tensor:
     norm: torch.Tensor = torch.linalg.vector_norm(tensor.flatten(1), dim=1, dtype=torch.float32)
-    return norm
+    return norm.square()
 
 
 def features(past: Past, gap: int, stream: int, hidden: torch.Tensor) -> torch.Tensor:

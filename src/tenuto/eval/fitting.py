@@ -11,7 +11,8 @@ from typing import Any
 
 from tenuto import catalog
 from tenuto.calibration import Profile, find, profile_folders
-from tenuto.diffusion.attach import calibrate, serves
+from tenuto.diffusion.attach import serves
+from tenuto.diffusion.calibrate import calibrate
 from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.errors import CalibrationError, InputError
 from tenuto.eval.contender import Calls
@@ -49,7 +50,7 @@ def fit_profile(
     if runs < 1 or seed < 0:
         raise InputError(f"runs={runs}, seed={seed}: give at least one calibration run and no negative seed.")
     model.check(steps, guidance)
-    policy.recorder()  # refuses policies that need none before anything is drawn
+    policy.profiled.recorder()  # refuses policies that need none before anything is drawn
 
     def generate(first: int) -> None:
         model.draw(labels_of(range(CLASSES)), range(first, first + CLASSES), steps, guidance)
@@ -90,7 +91,9 @@ def profiles_for(
         CalibrationError: a given profile is for another model or cannot serve, or shares seeds with the job.
         InputError: a given profile is for none of the policies.
     """
-    names = {policy: catalog.text(policy).partition(":")[0] for policy in policies if policy.calibrated}
+    names = {
+        policy: catalog.text(policy.profiled).partition(":")[0] for policy in policies if policy.profiled.calibrated
+    }
     for profile in given:
         profile.check(profile.policy, model.fingerprint)
         if profile.policy not in names.values():

@@ -11,7 +11,7 @@ from tenuto.eval.run import Run
 
 __all__ = ["DECISIONS", "check_run"]
 
-DECISIONS = ("compute", "reuse", "forecast")
+DECISIONS = ("compute", "reuse", "forecast", "correct")
 
 
 def _number(value: Any) -> bool:

@@ -47,7 +47,7 @@ def test_the_residual_is_added_to_the_state_after_the_first_block() -> None:
         assert float(model(full(1.1), 900.0).mean()) == pytest.approx(2.2 + 28)
         assert float(model(full(2), 800.0).mean()) == 60  # the probe doubled: computed
         assert float(model(full(2), 700.0).mean()) == pytest.approx(4 + 56)
-    assert run.telemetry.counts() == {"compute": 4 + 2 * 2, "reuse": 2 * 2, "forecast": 0}
+    assert run.telemetry.counts() == {"compute": 4 + 2 * 2, "reuse": 2 * 2, "forecast": 0, "correct": 0}
 
 
 def test_the_probe_is_compared_with_the_last_computed_step() -> None:

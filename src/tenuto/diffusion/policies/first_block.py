@@ -11,7 +11,7 @@ Source: First-Block-Cache in ParaAttention, https://github.com/chengzeyi/ParaAtt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 __all__ = ["AllButFirst", "FirstBlock", "ProbeChange", "relative_l1"]
 
 
-def relative_l1(new: torch.Tensor, old: torch.Tensor) -> float:
-    """``mean|new - old| / mean|old|``; infinite if ``old`` is all zero."""
-    scale = old.abs().mean()
-    return float((new - old).abs().mean() / scale) if scale > 0 else float("inf")
+def relative_l1(
+    new: torch.Tensor, old: torch.Tensor, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> float:
+    """``mean|new - old| / mean|old|``, ``reduce`` as in ``Step``; infinite if ``old`` is all zero."""
+    sums = torch.stack([(new - old).abs().sum(dtype=torch.float32), old.abs().sum(dtype=torch.float32)])
+    change, scale = (reduce(sums) if reduce else sums).tolist()
+    return change / scale if scale > 0 else float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class ProbeChange(StepGate):
         probe = step.probe[0] if step.probe else None
         if state is None or probe is None:
             return Verdict(reuse=False), state
-        change = relative_l1(probe, state)
+        change = relative_l1(probe, state, step.reduce)
         return Verdict(reuse=change < self.threshold, statistic=change, critical=self.threshold), state
 
     def settled(self, state: torch.Tensor | None, step: Step, verdict: Verdict, computed: bool) -> torch.Tensor | None:

@@ -1,0 +1,64 @@
+"""Fit a policy's profile for a model by watching it generate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tenuto.calibration import Profile, fingerprint
+from tenuto.diffusion.attach import attach, check_count, name_of
+from tenuto.diffusion.models import find_denoisers
+from tenuto.diffusion.policy import FeaturePolicy
+from tenuto.diffusion.recording import Recording
+from tenuto.errors import CalibrationError
+
+__all__ = ["calibrate"]
+
+
+def calibrate(
+    target: Any,
+    policy: FeaturePolicy,
+    generate: Callable[[int], Any],
+    *,
+    seeds: Sequence[int],
+    settings: dict[str, Any],
+) -> Profile:
+    """Watch uncached generations and fit the policy's profile; refit it on cached ones if the policy asks for that.
+
+    Args:
+        target: the pipeline or transformer, nothing attached.
+        policy: a calibrated policy; its own numbers may matter (a scope, a longest skip).
+        generate: runs one generation for a seed, for example ``lambda s: pipe([3], generator=torch.manual_seed(s))``.
+        seeds: one generation each; keep them apart from the seeds you judge by.
+        settings: what the profile is for (steps, guidance, sampler): stored with it.
+
+    Raises:
+        PolicyError: the policy takes no profile.
+        CalibrationError: no seeds.
+    """
+    if not seeds:
+        raise CalibrationError("calibrate() was given no seeds. Give at least two, for example seeds=range(8).")
+    check_count(policy, target, find_denoisers(target))
+    recorder = policy.profiled.recorder()
+    with attach(target, Recording(watcher=recorder), count_flops=False) as run:
+        for number, seed in enumerate(seeds):
+            recorder.begin(number)
+            run.reset()
+            generate(seed)
+        mark = fingerprint(run.denoisers[0].layout.root)
+    name = name_of(policy)
+
+    def fitted() -> Profile:
+        tensors, numbers = recorder.fit()
+        return Profile(policy=name, fingerprint=mark, settings=dict(settings), numbers=numbers, tensors=tensors)
+
+    profile = fitted()
+    rehearsals = recorder.rehearsals()
+    if not rehearsals:
+        return profile
+    for number, seed in enumerate(seeds):
+        rehearsed = rehearsals[number % len(rehearsals)]
+        with attach(target, rehearsed, profile=profile, count_flops=False, shadow=True, watcher=recorder):
+            recorder.begin(number)
+            generate(seed)
+    return fitted()
