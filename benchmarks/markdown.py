@@ -20,7 +20,7 @@ COLUMNS = [
 
 
 def row(run: Run) -> list[str]:
-    speed = "withheld" if run.withheld else ""
+    speed = f"withheld: {run.withheld}" if run.withheld else ""
     if run.speedup is not None and run.speedup_range is not None:
         speed = f"{run.speedup:.2f} ({run.speedup_range[0]:.2f} to {run.speedup_range[1]:.2f})"
     near = ""

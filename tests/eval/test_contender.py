@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import tenuto
+from tenuto.errors import AttachError
 from tenuto.eval.contender import Calls, Contender, merged
+from tenuto.eval.entry import Entry, cached
 from tenuto.eval.job import Job
 from tenuto.eval.pipelines import ImageModel, load_model
 from tenuto.telemetry import Event, Telemetry
@@ -24,7 +28,7 @@ def model(tiny_model: Path) -> ImageModel:
 
 
 def test_the_rehearsal_is_in_no_book(model: ImageModel) -> None:
-    row = Contender("every_n", model, JOB, policy=tenuto.EveryN(n=2))
+    row = Contender(cached(tenuto.EveryN(n=2)), model, JOB)
     with Calls(model, 100, "test") as row.counter:
         for repeat in range(5):
             assert row.work(repeat) > 0
@@ -39,7 +43,7 @@ def test_the_rehearsal_is_in_no_book(model: ImageModel) -> None:
 
 
 def test_the_baseline_is_the_plain_pipeline(model: ImageModel) -> None:
-    row = Contender("none", model, JOB)
+    row = Contender(Entry(name="none"), model, JOB)
     row.probe()
     for repeat in range(2):
         row.work(repeat)
@@ -52,7 +56,7 @@ def test_the_baseline_is_the_plain_pipeline(model: ImageModel) -> None:
 def test_the_model_is_as_it_was(model: ImageModel) -> None:
     transformer = model.pipe.transformer
     before = dict(vars(transformer))
-    row = Contender("every_n", model, JOB, policy=tenuto.EveryN(n=2))
+    row = Contender(cached(tenuto.EveryN(n=2)), model, JOB)
     with Calls(model, 10, "test") as row.counter:
         row.probe()
     assert vars(transformer) == before
@@ -60,8 +64,23 @@ def test_the_model_is_as_it_was(model: ImageModel) -> None:
 
 
 def test_one_step_can_be_rehearsed(model: ImageModel) -> None:
-    row = Contender("every_n", model, Job(steps=1, samples=1), policy=tenuto.EveryN(n=2))
+    row = Contender(cached(tenuto.EveryN(n=2)), model, Job(steps=1, samples=1))
     assert len(row.probe().events) == 1
+
+
+def test_a_refusal_is_a_result_only_where_that_was_said(model: ImageModel) -> None:
+    @contextmanager
+    def refuses(model: ImageModel, rehearse: Callable[[], None]) -> Iterator[Telemetry]:
+        rehearse()
+        raise AttachError("It wants another model.")
+        yield Telemetry()
+
+    entry = Entry(name="peer", attach=refuses)
+    with pytest.raises(AttachError, match="another model"):
+        Contender(entry, model, JOB).probe()
+    row = Contender(replace(entry, optional=True), model, JOB)
+    assert not row.probe().events
+    assert (row.refused, row.peak_bytes) == ("It wants another model.", None)
 
 
 def test_books_are_added_up() -> None:

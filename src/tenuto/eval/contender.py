@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from tqdm import tqdm
 
-from tenuto.calibration import Profile
-from tenuto.diffusion.attach import attach
-from tenuto.diffusion.policy import FeaturePolicy
+from tenuto.errors import AttachError
+from tenuto.eval.entry import Entry
 from tenuto.eval.job import Job, labels_of
 from tenuto.eval.pipelines import ImageModel
 from tenuto.eval.speed import PeakMemory, timed
 from tenuto.telemetry import Telemetry
 
-__all__ = ["Calls", "Contender", "merged"]
+__all__ = ["Calls", "Contender", "Piece", "merged"]
 
 
 class Calls:
@@ -67,46 +67,69 @@ def merged(parts: Sequence[Telemetry]) -> Telemetry:
     return whole
 
 
-class Contender:
-    """The uncached baseline, a policy, or a run with fewer steps.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What one piece of work gave.
 
     Attributes:
-        name: the row's policy text; policy, profile: what is attached, None for the baselines.
-        calibration_seconds: what the profile cost just now.
-        pictures: drawn so far, one tensor per batch; calls: of the denoiser, for those pictures.
-        peak_bytes: memory growth of the probe.
+        seconds: of wall clock; pictures: ``[n, channels, height, width]``, None where they were drawn before.
+        calls: of the denoiser; book: what happened in them.
     """
 
-    def __init__(
-        self,
-        name: str,
-        model: ImageModel,
-        job: Job,
-        *,
-        steps: int | None = None,
-        policy: FeaturePolicy | None = None,
-        profile: Profile | None = None,
-        calibration_seconds: float = 0.0,
-    ) -> None:
-        self.name, self.model, self.job = name, model, job
-        self.steps = steps or job.steps
-        self.policy, self.profile, self.calibration_seconds = policy, profile, calibration_seconds
-        self.pictures: list[torch.Tensor] = []
-        self.calls = 0
+    seconds: float
+    pictures: torch.Tensor | None
+    calls: int
+    book: Telemetry
+
+
+class Contender:
+    """An :class:`Entry` while it is measured.
+
+    Attributes:
+        entry: what is measured; name: its policy text; steps: its denoising steps.
+        pieces: the work done so far, one per repeat; ``peak_bytes``: memory growth of the probe.
+        counter: counts the denoiser's calls, if there is one.
+        refused: why the method does not work on this model, None where it does.
+    """
+
+    def __init__(self, entry: Entry, model: ImageModel, job: Job) -> None:
+        self.entry, self.name, self.model, self.job = entry, entry.name, model, job
+        self.steps = entry.steps or job.steps
+        self.pieces: list[Piece] = []
         self.peak_bytes: int | None = None
         self.counter: Calls | None = None
-        self._books: list[Telemetry] = []
+        self.refused: str | None = None
         self._batches = job.batches
 
     @property
     def expected_calls(self) -> int:
         """Denoiser calls of one piece of work, the rehearsal included."""
-        return self.steps + (self.policy is not None)
+        return self.steps + (self.entry.attach is not None)
+
+    @property
+    def pictures(self) -> list[torch.Tensor]:
+        """Drawn so far, ``[n, channels, height, width]`` per batch."""
+        return [piece.pictures for piece in self.pieces if piece.pictures is not None]
+
+    @property
+    def calls(self) -> int:
+        """Denoiser calls for those pictures."""
+        return sum(piece.calls for piece in self.pieces if piece.pictures is not None)
 
     def probe(self) -> Telemetry:
-        """The first batch once, untimed: the warm-up, in which memory is watched. Gives back its book."""
-        with self._attached(self._batches[0]) as book, PeakMemory(self.model.device) as memory:
-            self._draw(self._batches[0], self.steps)
+        """The first batch once, untimed: the warm-up, in which memory is watched. Gives back its book.
+
+        Raises:
+            AttachError: the method does not work on this model, unless the entry is optional: see ``refused``.
+        """
+        try:
+            with self._attached(self._batches[0]) as book, PeakMemory(self.model.device) as memory:
+                self._draw(self._batches[0], self.steps)
+        except AttachError as error:
+            if not self.entry.optional:
+                raise
+            self.refused = str(error)
+            return Telemetry()
         self.peak_bytes = memory.grown
         return book
 
@@ -117,15 +140,14 @@ class Contender:
         with self._attached(samples) as book:
             before = self.counter.count if self.counter else 0
             seconds = timed(lambda: drawn.append(self._draw(samples, self.steps)), self.model.device)
-        if repeat < len(self._batches):
-            self.pictures += drawn
-            self._books.append(book)
-            self.calls += self.counter.count - before if self.counter else 0
+            calls = self.counter.count - before if self.counter else 0
+        first = repeat < len(self._batches)
+        self.pieces.append(Piece(seconds=seconds, pictures=drawn[0] if first else None, calls=calls, book=book))
         return seconds
 
     def telemetry(self) -> Telemetry:
         """What happened in the batches whose pictures were kept."""
-        return merged(self._books)
+        return merged([piece.book for piece in self.pieces if piece.pictures is not None])
 
     def _draw(self, samples: range, steps: int) -> torch.Tensor:
         return self.model.draw(labels_of(samples), self.job.seeds(samples), steps, self.job.guidance)
@@ -148,16 +170,7 @@ class Contender:
         finally:
             handle.remove()
 
-    @contextmanager
-    def _attached(self, samples: range) -> Iterator[Telemetry]:
-        """The policy attached, and rehearsed for one step, so that measuring operations costs no measured time."""
-        if self.policy is None:
-            yield Telemetry()
-            return
-        with attach(self.model.pipe, self.policy, profile=self.profile) as run:
-            self._rehearse(samples)
-            run.reset()
-            book = run.telemetry
-            book.events.clear()
-            book.flops = book.full_flops = 0.0
-            yield book
+    def _attached(self, samples: range) -> AbstractContextManager[Telemetry]:
+        if self.entry.attach is None:
+            return nullcontext(Telemetry())
+        return self.entry.attach(self.model, partial(self._rehearse, samples))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -13,13 +15,16 @@ from PIL import Image
 
 import tenuto
 from tenuto import catalog
-from tenuto.errors import InputError, ModelError
+from tenuto.errors import AttachError, InputError, ModelError
 from tenuto.eval.contender import Contender
+from tenuto.eval.entry import Entry, cached
 from tenuto.eval.job import Job
-from tenuto.eval.pipelines import load_model
+from tenuto.eval.pipelines import ImageModel, load_model
 from tenuto.eval.quality import psnr
 from tenuto.eval.run import Run, read_runs
 from tenuto.eval.tasks.images import _matching_steps, bench, demo_policies
+from tenuto.report import write_report
+from tenuto.telemetry import Telemetry
 
 JOB = Job(steps=8, samples=12, guidance=1.5, seed=2)
 POLICIES = [tenuto.EveryN(), tenuto.EveryN(n=4), tenuto.FirstBlock(threshold=0.0), tenuto.FastCache(rtol=10.0)]
@@ -132,8 +137,8 @@ def test_pictures_are_stored_and_differ(measured: Measured, tiny_model: Path) ->
 def test_quality_is_that_of_the_attached_pipeline(measured: Measured, tiny_model: Path) -> None:
     model = load_model(str(tiny_model))
     drawn = []
-    for policy in (None, tenuto.EveryN()):
-        row = Contender("x", model, JOB, policy=policy)
+    for entry in (Entry(name="none"), cached(tenuto.EveryN())):
+        row = Contender(entry, model, JOB)
         for repeat in range(5):
             row.work(repeat)
         drawn.append(torch.cat(row.pictures))
@@ -157,6 +162,8 @@ def test_nothing_is_left_where_work_never_began(tiny_model: Path, tmp_path: Path
         bench(str(tiny_model), [tenuto.EveryN(), tenuto.EveryN(n=2)], tmp_path / "out", JOB)
     with pytest.raises(InputError, match="1 to 1000 denoising steps"):
         bench(str(tiny_model), POLICIES, tmp_path / "out", Job(steps=1001))
+    with pytest.raises(InputError, match="fewer=8 is not allowed: give 1 to 7"):
+        bench(str(tiny_model), POLICIES, tmp_path / "out", JOB, fewer=[4, 8])
     assert not list(tmp_path.iterdir())
 
 
@@ -168,4 +175,71 @@ def test_one_picture_has_no_distance(tiny_model: Path, tmp_path: Path, offline: 
 
 
 def test_the_demo_has_one_policy_of_every_method() -> None:
-    assert [catalog.text(p).partition(":")[0] for p in demo_policies()] == list(catalog.methods())
+    classes = [type(policy) for policy in demo_policies()]
+    assert classes == [info.cls for info in catalog.methods().values()]
+
+
+@contextmanager
+def _refuses(model: ImageModel, rehearse: Callable[[], None]) -> Iterator[Telemetry]:
+    rehearse()
+    raise AttachError("ValueError: no context.")
+    yield Telemetry()
+
+
+def test_rivals_are_rows_like_the_others(tiny_model: Path, tmp_path: Path, offline: None) -> None:
+    rivals = [
+        replace(cached(tenuto.EveryN(n=4)), name="peer:n=4", versions={"peer": "1.2"}, optional=True),
+        Entry(name="peer:refused", attach=_refuses, optional=True),
+    ]
+    job = Job(steps=8, samples=4, batch=2)
+    runs = {
+        run.policy: run
+        for run in bench(str(tiny_model), [tenuto.EveryN(n=4)], tmp_path, job, rivals=rivals, fewer=[3, 5])
+    }
+    assert list(runs) == ["none", "every_n:n=4", "peer:n=4", "peer:refused", "fewer_steps:n=3", "fewer_steps:n=5"]
+    ours, peer, refused = runs["every_n:n=4"], runs["peer:n=4"], runs["peer:refused"]
+    assert peer.versions == {**ours.versions, "peer": "1.2"}
+    assert (peer.psnr, peer.reuse_ratio, peer.flops_speedup) == (ours.psnr, ours.reuse_ratio, ours.flops_speedup)
+    assert refused.withheld == "it does not work on this model: ValueError: no context."
+    assert (refused.timing, refused.psnr, refused.images) == (None, None, {})
+    assert write_report(tmp_path, tmp_path / "report.html").is_file()
+
+
+class _CutOffError(Exception):
+    pass
+
+
+def test_a_run_that_was_cut_off_goes_on(tiny_model: Path, tmp_path: Path, offline: None) -> None:
+    job, policies = Job(steps=4, samples=12), [tenuto.EveryN()]
+    fresh = {run.policy: run for run in bench(str(tiny_model), policies, tmp_path / "fresh", job, fewer=[2])}
+    out, worked = tmp_path / "out", Contender.work
+
+    def cut_off(row: Contender, repeat: int) -> float:
+        if repeat == 3 and row.name == "every_n":
+            raise _CutOffError
+        return worked(row, repeat)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Contender, "work", cut_off)
+        with pytest.raises(_CutOffError):
+            bench(str(tiny_model), policies, out, job, fewer=[2], resume=True)
+    assert len(list((out / "partial").iterdir())) == 3
+    with pytest.raises(InputError, match=r"unfinished benchmark of another job \(fewer: \[2\], now \[3\]\)"):
+        bench(str(tiny_model), policies, out, job, fewer=[3], resume=True)
+
+    repeats: list[int] = []
+
+    def watched(row: Contender, repeat: int) -> float:
+        repeats.append(repeat)
+        return worked(row, repeat)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Contender, "work", watched)
+        resumed = {run.policy: run for run in bench(str(tiny_model), policies, out, job, fewer=[2], resume=True)}
+    assert set(repeats) == {3, 4}
+    assert not (out / "partial").exists()
+    for name, run in resumed.items():
+        untimed = dict.fromkeys(("timing", "speedup", "speedup_range", "peak_bytes"))
+        assert replace(run, **untimed) == replace(fresh[name], **untimed)
+        assert len((run.timing or pytest.fail(name)).seconds) == 5
+        assert (out / run.images["grid"]).read_bytes() == (tmp_path / "fresh" / run.images["grid"]).read_bytes()
