@@ -9,9 +9,10 @@ import pytest
 
 import tenuto
 from tenuto import catalog
+from tenuto.diffusion.policies.adacorrection import AdaCorrection
 from tenuto.errors import PolicyError
 
-OWN = {"every_n", "fastcache", "first_block", "taylorseer", "teacache"}
+OWN = {"adacorrection", "every_n", "fastcache", "first_block", "taylorseer", "teacache"}
 
 
 def test_every_policy_file_is_found() -> None:
@@ -50,7 +51,7 @@ def test_types_come_from_the_dataclass(plugin: str) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("evry_n", "Unknown policy 'evry_n'. Did you mean 'every_n'? Allowed: every_n, fastcache"),
+        ("evry_n", "Unknown policy 'evry_n'. Did you mean 'every_n'? Allowed: adacorrection, every_n, fastcache"),
         ("", "Unknown policy ''"),
         ("first_block:treshold=1", "no option 'treshold'. Did you mean 'threshold'? Allowed: threshold, warmup"),
         ("every_n:n=2.5", "n=2.5 is not allowed: give a whole number"),
@@ -60,6 +61,15 @@ def test_types_come_from_the_dataclass(plugin: str) -> None:
         ("every_n:n", "as n=VALUE"),
         ("every_n:", "no option ''"),
         ("every_n:n=0", "n=0"),
+        ("evry_n+adacorrection", "Unknown policy 'evry_n'. Did you mean 'every_n'?"),
+        ("every_n+adacorection", "Unknown policy 'adacorection'. Did you mean 'adacorrection'?"),
+        ("every_n+", "Unknown policy ''"),
+        ("+adacorrection", "Unknown policy ''"),
+        ("adacorrection", "goes around another policy: write it after one, for example every_n:n=3+adacorrection"),
+        ("every_n+first_block", "first_block cannot follow a plus: it wraps no other policy. Those that do: adacorr"),
+        ("every_n+adacorrection+first_block", "first_block cannot follow a plus"),
+        ("every_n+adacorrection:inner=every_n", "no option 'inner'"),
+        ("every_n+adacorrection+adacorrection", "not around itself"),
     ],
 )
 def test_what_is_wrong_is_said(given: str, said: str) -> None:
@@ -83,6 +93,30 @@ def test_lists_share_the_comma_with_options() -> None:
         tenuto.EveryN(n=3, warmup=2),
     ]
     assert catalog.parse_list("every_n,n=3") == [tenuto.EveryN(n=3)]
+
+
+def test_a_method_around_another_follows_it_after_a_plus() -> None:
+    inner = tenuto.FirstBlock(threshold=0.2, warmup=3)
+    policy = catalog.parse("first_block:threshold=0.2,warmup=3 + adacorrection:gain=0.5,tokens=0.25")
+    assert policy == AdaCorrection(inner=inner, gain=0.5, tokens=0.25)
+    assert (policy.warmup, policy.profiled) == (3, inner)
+    assert catalog.text(policy) == "first_block:threshold=0.2,warmup=3+adacorrection:gain=0.5,tokens=0.25"
+    assert catalog.parse(catalog.text(policy)) == policy
+    plain = AdaCorrection(inner=tenuto.EveryN())
+    assert catalog.text(plain) == "every_n+adacorrection" and catalog.parse("every_n+adacorrection") == plain
+    assert AdaCorrection(inner=tenuto.FastCache(rtol=0.3)).profiled == tenuto.FastCache(rtol=0.3)
+    info = catalog.method("adacorrection")
+    assert info.wraps and not catalog.method("every_n").wraps
+    assert "inner" not in info.options() and set(info.options()) >= {"gain", "tokens", "published"}
+
+
+def test_lists_of_methods_around_others() -> None:
+    given = "every_n+adacorrection,tokens=0.25,gain=0.5,every_n,n=3,fastcache:rtol=0.2,alpha=0.1+adacorrection"
+    assert catalog.parse_list(given) == [
+        AdaCorrection(inner=tenuto.EveryN(), tokens=0.25, gain=0.5),
+        tenuto.EveryN(n=3),
+        AdaCorrection(inner=tenuto.FastCache(rtol=0.2, alpha=0.1)),
+    ]
 
 
 @pytest.mark.parametrize(
