@@ -23,6 +23,7 @@ from torch import nn
 from tenuto.calibration import Profile, find, fingerprint
 from tenuto.diffusion.denoiser import AttachedRun, Denoiser
 from tenuto.diffusion.models import Layout, find_denoisers
+from tenuto.diffusion.parallel import inside_split
 from tenuto.diffusion.policy import FeaturePolicy, Recorder
 from tenuto.errors import AttachError, CalibrationError
 
@@ -55,8 +56,9 @@ def _wrap(stack: ExitStack, denoiser: Denoiser) -> None:
     _replace(stack, root, "forward", torch.compiler.disable(denoiser.root(root.forward), recursive=False))
     for block in denoiser.layout.blocks:
         compiled = block.module._compiled_call_impl  # by Module.compile: wrapped as it is, nothing is compiled again
+        owner = inside_split(block.module) if compiled is None else block.module
         slot = "forward" if compiled is None else "_compiled_call_impl"
-        _replace(stack, block.module, slot, denoiser.block(block, compiled or block.module.forward))
+        _replace(stack, owner, slot, denoiser.block(block, compiled or owner.forward))
     for subset in denoiser.subsets:
         for part in subset.parts:
             _replace(stack, part, "forward", subset.part(part.forward))

@@ -8,7 +8,8 @@ from typing import Any
 from tenuto.calibration import Profile, fingerprint
 from tenuto.diffusion.attach import attach, check_count, name_of
 from tenuto.diffusion.models import find_denoisers
-from tenuto.diffusion.policy import FeaturePolicy
+from tenuto.diffusion.parallel import reducer
+from tenuto.diffusion.policy import FeaturePolicy, alone
 from tenuto.diffusion.recording import Recording
 from tenuto.errors import CalibrationError
 
@@ -34,11 +35,17 @@ def calibrate(
 
     Raises:
         PolicyError: the policy takes no profile.
-        CalibrationError: no seeds.
+        CalibrationError: no seeds, or the model is under context parallelism.
     """
     if not seeds:
         raise CalibrationError("calibrate() was given no seeds. Give at least two, for example seeds=range(8).")
-    check_count(policy, target, find_denoisers(target))
+    layouts = find_denoisers(target)
+    check_count(policy, target, layouts)
+    if reducer(layouts[0].root) is not alone:
+        raise CalibrationError(
+            "calibrate() was given a model under context parallelism, where each device sees a part of the tokens and "
+            "would fit a profile of its own. Calibrate on one device: the profile serves any number of them."
+        )
     recorder = policy.profiled.recorder()
     with attach(target, Recording(watcher=recorder), count_flops=False) as run:
         for number, seed in enumerate(seeds):

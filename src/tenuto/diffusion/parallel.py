@@ -15,16 +15,19 @@ from torch import nn
 
 from tenuto.diffusion.policy import alone
 
-__all__ = ["reducer"]
+__all__ = ["inside_split", "reducer"]
 
 
 def reducer(root: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """``Step.reduce`` for a denoiser: over its context-parallel group if diffusers gave it one."""
-    settings: Any = getattr(root, "_parallel_config", None)  # diffusers' ModelMixin; other models have none
+    """``Step.reduce`` for a denoiser: over its context-parallel group if diffusers gave it one.
+
+    An all-reduce leaves the same bits on every device, so the devices cannot come to differ by rounding.
+    """
+    settings: Any = getattr(root, "_parallel_config", None)  # diffusers' ModelMixin (0.36 on); other models have none
     context = settings.context_parallel_config if settings else None
-    if context is None or dist.get_world_size() == 1:
+    if context is None:
         return alone
-    group = context._flattened_mesh.get_group()
+    group = context._flattened_mesh.get_group()  # ring and Ulysses together: all that share a sample, no others
 
     def reduce(sums: torch.Tensor) -> torch.Tensor:
         total = sums.clone()
@@ -32,3 +35,14 @@ def reducer(root: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         return total
 
     return reduce
+
+
+def inside_split(module: nn.Module) -> Any:
+    """Where a block's ``forward`` is to be wrapped: on the block, or inside diffusers' hook that splits its input.
+
+    Models that split their tokens at a block (Wan, QwenImage) and not at their own input (Flux) have such a hook; seen
+    from outside of it, the block's input is whole and its output a part.
+    """
+    registry: Any = getattr(module, "_diffusers_hook", None)
+    hooks = registry.hooks if registry else {}
+    return next((hook.fn_ref for name, hook in hooks.items() if name.startswith("cp_input")), module)
