@@ -17,7 +17,9 @@ import tenuto
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "src" / "tenuto").rglob("*.py"))
 SCRIPTS = sorted(
-    path for folder in ("tests", "scripts", "models", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    path
+    for folder in ("tests", "scripts", "models", "benchmarks", "examples")
+    for path in (ROOT / folder).rglob("*.py")
 )
 POLICIES = [path for path in SOURCES if path.parent.name == "policies" and path.stem != "__init__"]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -65,7 +67,7 @@ def no_docstring(text: str) -> list[str]:
 
 
 def not_one_method(text: str) -> list[str]:
-    names = subclasses(text, "FeaturePolicy")
+    names = subclasses(text, "FeaturePolicy") + subclasses(text, "WrappingPolicy")
     paper = re.search(r"https?://\S+", ast.get_docstring(ast.parse(text)) or "")
     return ([] if len(names) == 1 else [f"policies {names}, one allowed"]) + ([] if paper else ["no link to the paper"])
 

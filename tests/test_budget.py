@@ -17,7 +17,9 @@ def test_spending_and_renewing() -> None:
     later = budget.spend(0.03).spend(0.04)
     assert later.left == pytest.approx(0.03)
     assert later.spend(1.0).left == 0
-    assert later.renew() == budget
+    renewed = later.renew()
+    assert (renewed.left, renewed.spent, renewed.spent_total) == (0.1, 0.0, pytest.approx(0.07))
+    assert tenuto.ErrorBudget(rtol=0.1, total=0.08).spend(0.07).renew().left == pytest.approx(0.01)
     assert budget.spent == 0, "a budget is a value"
 
 

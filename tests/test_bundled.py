@@ -8,8 +8,7 @@ import torch
 import tenuto
 from tenuto import catalog
 from tenuto.calibration import find
-from tenuto.diffusion.policies.fastcache import MapRecorder, false_reuse_rates
-from tenuto.diffusion.recording import Recording
+from tenuto.diffusion.policies.fastcache import REHEARSED, false_reuse_rates
 from tenuto.eval.pipelines import BUNDLED, FOLDER, load_model
 from tenuto.eval.quality import FashionJudge, psnr
 
@@ -33,8 +32,10 @@ def uncached(model):
 
 
 def test_it_is_small_enough_to_ship():
-    size = sum(path.stat().st_size for path in (FOLDER / BUNDLED["dit-fashion"]).rglob("*") if path.is_file())
-    assert size <= 25 * 2**20
+    files = [path for path in (FOLDER / BUNDLED["dit-fashion"]).rglob("*") if path.is_file()]
+    sizes = {kept: sum(p.stat().st_size for p in files if ("profiles" in p.parts) == kept) for kept in (False, True)}
+    assert sizes[False] <= 25 * 10**6, "the model"
+    assert sizes[True] <= 18 * 10**6, "what was calibrated for it"
 
 
 def test_it_has_ten_blocks_and_64_tokens(model):
@@ -71,15 +72,16 @@ def test_fastcache_is_far_closer_than_plain_reuse(model, uncached):
 
 
 def test_the_gate_keeps_its_false_reuse_rate(model):
-    profile = find("fastcache", model.fingerprint)
-    traces = []
+    found = []
     for seed in range(8000, 8060, 10):
-        recorder = MapRecorder(profile.numbers["span"], profile.numbers["longest"])
-        with tenuto.attach(model.pipe, Recording(watcher=recorder), count_flops=False):
+        policy = tenuto.FastCache(rtol=REHEARSED[seed // 10 % len(REHEARSED)])
+        recorder = policy.recorder()
+        with tenuto.attach(model.pipe, policy, count_flops=False, shadow=True, watcher=recorder) as run:
             draw(model, seed)
-        traces.append(recorder.trace)
+        found.append(recorder.closed)
+        assert max(sums.worst for sums in run.telemetry.errors()) <= policy.rtol
     for alpha in (0.05, 0.2):
-        rates = false_reuse_rates(profile, traces, alpha)
+        rates = false_reuse_rates(run.profile, found, alpha)
         error = 2.571 * statistics.stdev(rates) / len(rates) ** 0.5  # t quantile of 95 %, 5 degrees of freedom
         assert abs(statistics.fmean(rates) - alpha) <= max(error, alpha / 3)
 

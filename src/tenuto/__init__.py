@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tenuto.calibration import Profile
     from tenuto.diffusion.attach import attach
     from tenuto.diffusion.calibrate import calibrate
+    from tenuto.diffusion.policies.adacorrection import AdaCorrection
     from tenuto.diffusion.policies.every_n import EveryN
     from tenuto.diffusion.policies.fastcache import FastCache
     from tenuto.diffusion.policies.first_block import FirstBlock
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from tenuto.eval.run import Run
 
 _HOMES = {
+    "AdaCorrection": "tenuto.diffusion.policies.adacorrection",
     "AttachError": "tenuto.errors",
     "CalibrationError": "tenuto.errors",
     "ErrorBudget": "tenuto.budget",
@@ -46,6 +48,7 @@ _HOMES = {
     "calibrate": "tenuto.diffusion.calibrate",
 }
 __all__ = [
+    "AdaCorrection",
     "AttachError",
     "CalibrationError",
     "ErrorBudget",

@@ -11,29 +11,34 @@ __all__ = ["ErrorBudget"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorBudget:
-    """Relative error that may accumulate between two computed steps.
+    """Relative error that estimates may have, and add up to over a whole generation.
 
     Attributes:
-        rtol: the allowance, a fraction of the norm of the hidden states (0.05 is five per cent).
-        spent: what estimates since the last computed step have used of it.
+        rtol: the most that one estimate may be off, and the predicted errors between two computed steps may add up to:
+            a fraction of the norm of the hidden states (0.05 is five per cent).
+        total: the most that the errors of a generation may add up to, infinite by default.
+        spent: what estimates since the last computed step have used; spent_total: what all of them have used.
     """
 
     rtol: float
+    total: float = float("inf")
     spent: float = 0.0
+    spent_total: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.rtol >= 0:
-            raise InputError(f"rtol={self.rtol} is not an error budget. It must be zero or more, for example 0.05.")
+        for name, value in (("rtol", self.rtol), ("total", self.total)):
+            if not value >= 0:
+                raise InputError(f"{name}={value} is not an error budget. It must be zero or more, for example 0.05.")
 
     @property
     def left(self) -> float:
         """What may still be spent, never below zero."""
-        return max(self.rtol - self.spent, 0.0)
+        return max(min(self.rtol - self.spent, self.total - self.spent_total), 0.0)
 
     def spend(self, error: float) -> ErrorBudget:
         """The budget after an estimate with this predicted error."""
-        return replace(self, spent=self.spent + error)
+        return replace(self, spent=self.spent + error, spent_total=self.spent_total + error)
 
     def renew(self) -> ErrorBudget:
-        """The budget after a computed step."""
+        """The budget after a computed step: what the generation has spent stays spent."""
         return replace(self, spent=0.0)

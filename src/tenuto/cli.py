@@ -73,12 +73,14 @@ def _print_runs(runs: Sequence[Run], as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from tenuto.eval.terminal import table
+    from tenuto.eval.terminal import shadow_table, table
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDE)
     console.print(table(runs))
+    if any(run.shadow for run in runs):
+        console.print(shadow_table(runs))
 
 
 model_option = click.option("--model", default=DEFAULT_MODEL, show_default=True, help="bundled:NAME or a folder.")
@@ -147,6 +149,7 @@ def bench() -> None:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the first picture.")
 @click.option("--batch", type=click.IntRange(1), help="Most pictures at once [default: for five batches or more].")
 @profile_option
+@click.option("--shadow", is_flag=True, help="Afterwards record the true errors of estimates, and a bound (slow).")
 @device_option
 @click.option("--out", required=True, type=FOLDER, help="Folder for records and pictures.")
 @json_option
@@ -159,6 +162,7 @@ def diffusion(
     seed: int,
     batch: int | None,
     profile: tuple[Path, ...],
+    shadow: bool,
     device: str,
     out: Path,
     as_json: bool,
@@ -172,9 +176,55 @@ def diffusion(
     chosen = catalog.parse_list(policies)
     job = Job(steps=steps, samples=samples, guidance=guidance, seed=seed, batch=batch)
     given = [Profile.load(path) for path in profile]
-    runs = images.bench(model, chosen, out, job, profiles=given, device=device, command=_command())
+    runs = images.bench(model, chosen, out, job, profiles=given, shadow=shadow, device=device, command=_command())
     _print_runs(runs, as_json)
     click.echo(f"Records: {out} (now: tenuto report {shlex.quote(str(out))})", err=as_json)
+
+
+@main.group(cls=_Group)
+def tune() -> None:
+    """Find the policy and its numbers that meet a target."""
+
+
+@tune.command("diffusion")
+@model_option
+@click.option("--target", required=True, help='"psnr>=30", "ssim>=0.98", "speedup>=2" or "flops_speedup>=2".')
+@click.option("--policy", "names", multiple=True, help="Search this policy only; may be repeated [default: all].")
+@click.option("--trials", default=8, show_default=True, type=click.IntRange(1), help="Most settings per policy.")
+@steps_option
+@click.option("--samples", default=40, show_default=True, type=click.IntRange(2), help="Pictures per setting.")
+@guidance_option
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the first picture.")
+@device_option
+@click.option("--out", required=True, type=FOLDER, help="Folder for the policy, its profile and the records.")
+@click.option("--json", "as_json", is_flag=True, help="Print one object and nothing else.")
+def tune_diffusion(
+    model: str,
+    target: str,
+    names: tuple[str, ...],
+    trials: int,
+    steps: int,
+    samples: int,
+    guidance: float,
+    seed: int,
+    device: str,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Search policies for a target; measure what was found on other seeds. Exit code 1 if the target is not met."""
+    from tenuto.eval.job import Job
+    from tenuto.tuner import tune as search
+
+    job = Job(steps=steps, samples=samples, guidance=guidance, seed=seed)
+    found = search(model, target, out, policies=names, trials=trials, job=job, device=device, command=_command())
+    if as_json:
+        click.echo(json.dumps(found.row(), indent=1, allow_nan=False))
+    else:
+        _print_runs(found.runs, False)
+        click.echo(f"\n{found.snippet}\n")
+    click.echo(f"tenuto: {found.sentence()}", err=as_json or not found.met)
+    if not found.met:
+        click.get_current_context().exit(1)
 
 
 @main.command()
@@ -209,6 +259,11 @@ def calibrate(
     check_file(out or own_place(chosen), ".safetensors")
     profile = fit_profile(load_model(model, device), chosen, steps=steps, guidance=guidance, seed=seed, runs=runs)
     path = profile.save(out or own_place(chosen, profile))
+    for rung in profile.numbers.get("ladder", ()):
+        click.echo(
+            f"  {rung['rung']:<9} in {rung['cells']} cells; everywhere: error {rung['rms_error']:.4f}, "
+            f"{rung['bytes'] / 2**20:.1f} MiB, {rung['flops_per_token']:.0f} operations per token"
+        )
     click.echo(f"Profile for {profile.policy}, model {profile.fingerprint}: {path} ({profile.settings['seconds']} s)")
 
 

@@ -110,18 +110,21 @@ def fit_gate(ratios: Sequence[float]) -> tuple[float, float]:
     return mean, min(max(dof, MIN_DOF), 1e6)
 
 
-def fit_levels(halves: Sequence[Mapping[Any, Sequence[float]]]) -> list[float]:
+def fit_levels(
+    halves: Sequence[Mapping[Any, Sequence[float]]], judged: Sequence[Mapping[Any, Sequence[float]]] | None = None
+) -> list[float]:
     """The nominal level for each of ``RATES``, cross-fitted.
 
     Args:
         halves: two sets of ratios by cell; gates are fitted on one and their nominal tail probabilities read off the
             other, both ways round.
+        judged: the part of each half that is read off, all of it if None.
 
     Returns:
         ``RATES`` itself where there is nothing to compare.
     """
     tails: list[float] = []
-    for seen, unseen in (tuple(halves), tuple(reversed(halves))):
+    for seen, unseen in zip(halves, reversed(judged or halves), strict=True):
         for cell in seen.keys() & unseen.keys():
             if len(seen[cell]) > 1:
                 scale, dof = fit_gate(seen[cell])

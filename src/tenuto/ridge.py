@@ -26,11 +26,11 @@ class Gram:
         self.xy = torch.zeros(inputs, outputs, dtype=torch.float64)
         self.rows = 0
 
-    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Rows ``x [n, inputs]`` and ``y [n, outputs]``; products are taken in float32."""
+    def add(self, x: torch.Tensor, y: torch.Tensor, weight: float = 1.0) -> None:
+        """Rows ``x [n, inputs]`` and ``y [n, outputs]``, each counted ``weight`` times; products are in float32."""
         x, y = x.float(), y.float()
-        self.xx += (x.T @ x).double().cpu()
-        self.xy += (x.T @ y).double().cpu()
+        self.xx += weight * (x.T @ x).double().cpu()
+        self.xy += weight * (x.T @ y).double().cpu()
         self.rows += len(x)
 
     def solve(self, ridge: float) -> torch.Tensor:

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Decision", "Event", "Telemetry"]
+__all__ = ["Decision", "ErrorSums", "Event", "Telemetry"]
 
 Decision = Literal["compute", "reuse", "forecast", "correct"]
 
@@ -45,6 +45,15 @@ class Event:
     def computed(self) -> float:
         """Fraction of the span's tokens that were computed."""
         return 1.0 if self.decision == "compute" else self.tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorSums:
+    """Errors of the estimates of one span and branch in one generation, measured in shadow mode: the largest of one
+    estimate, and their sum."""
+
+    worst: float
+    total: float
 
 
 @dataclass(slots=True)
@@ -120,6 +129,14 @@ class Telemetry:
             for block in range(event.first_block, event.last_block + 1):
                 grid[event.step][block] = event.decision
         return grid
+
+    def errors(self) -> list[ErrorSums]:
+        """Shadow mode's errors, per generation, branch and span."""
+        found: dict[tuple[int, str, int], list[float]] = {}
+        for event in self.events:
+            if event.error is not None:
+                found.setdefault((event.generation, event.branch, event.first_block), []).append(event.error)
+        return [ErrorSums(worst=max(errors), total=sum(errors)) for errors in found.values()]
 
     def summary(self) -> dict[str, Any]:
         """Totals as JSON-ready values."""

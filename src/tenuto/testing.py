@@ -259,6 +259,22 @@ def law_shadow_sees_every_error(policy: FeaturePolicy) -> None:
     _expect(known <= {True}, "every estimate has its error in shadow mode", run.summary())
 
 
+def law_errors_within_budget(policy: FeaturePolicy) -> None:
+    """The true errors that shadow mode measures never exceed the ErrorBudget the policy promises, if it promises one:
+    at each step, and added up over a generation; batched and separate guidance, batches of one and more."""
+    budget, model = policy.budget, TinyDiT()
+    if budget is None:
+        return
+    for separate in (False, True):
+        profile = profile_for(policy, model, separate=separate)
+        with attach(model, policy, profile=profile, shadow=True) as run:
+            for seed in range(6):
+                denoise(model, seed, batch=1 + seed % 3, separate=separate)
+        for sums in run.telemetry.errors():
+            _expect(sums.worst <= budget.rtol, f"an error stays within rtol={budget.rtol}", sums)
+            _expect(sums.total <= budget.total, f"errors of a generation stay within {budget.total}", sums)
+
+
 LAWS: tuple[Callable[[FeaturePolicy], None], ...] = (
     law_round_trip,
     law_warm_up,
@@ -268,6 +284,7 @@ LAWS: tuple[Callable[[FeaturePolicy], None], ...] = (
     law_detaches,
     law_honest_books,
     law_shadow_sees_every_error,
+    law_errors_within_budget,
 )
 
 

@@ -142,7 +142,7 @@ class Weighty(StoredResidual):
     def nbytes(self) -> int:
         return 1000
 
-    def flops(self, step: Step) -> float:
+    def flops(self, state: Any, step: Step) -> float:
         return 7.0
 
 

@@ -204,7 +204,7 @@ class FeatureCache:
         span, hidden = now.step.span, now.step.hidden
         state = branch.estimators[span.index]
         residual = self.composition.estimator.estimate(state, now.step)
-        self.telemetry.flops += self.composition.estimator.flops(now.step)
+        self.telemetry.flops += self.composition.estimator.flops(state, now.step)
         if mixed is not None:
             residual = self._corrected(branch, now, residual, _residual(mixed, hidden))
         output = tuple(h if r is None or h is None else h + r for h, r in zip(hidden, residual, strict=True))

@@ -12,12 +12,13 @@ Shapes: a *stream* is hidden states ``[batch, tokens, channels]``; a block has o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
+from tenuto.budget import ErrorBudget
 from tenuto.errors import PolicyError
 from tenuto.gate import Verdict
 
@@ -160,7 +161,7 @@ class Estimator(ABC):
     def observe(self, state: Any, step: Step, residual: Streams) -> Any:
         """The state after the span's true residual became known."""
 
-    def flops(self, step: Step) -> float:
+    def flops(self, state: Any, step: Step) -> float:
         """Operations of one estimate (multiply and add count as two); element-wise work counts as zero."""
         return 0.0
 
@@ -239,7 +240,8 @@ class FeaturePolicy(ABC):
     """A published method for diffusion transformers: a frozen, keyword-only dataclass of numbers.
 
     Class attributes: ``paper``; ``exact`` (the output equals the uncached one), ``sweep`` (texts of this policy from
-    mild to strong, for curves and demonstrations); ``calibrated`` (True if it cannot run without a profile).
+    mild to strong, for curves and demonstrations); ``search`` (option to its mildest and strongest value, for the
+    tuner; without it the tuner varies what the sweep varies); ``calibrated`` (True if it cannot run without a profile).
     """
 
     __slots__ = ()
@@ -247,12 +249,18 @@ class FeaturePolicy(ABC):
     exact: ClassVar[bool] = False
     calibrated: ClassVar[bool] = False
     sweep: ClassVar[tuple[str, ...]] = ()
+    search: ClassVar[Mapping[str, tuple[float, float]]] = {}
     warmup: int
 
     @property
     def profiled(self) -> FeaturePolicy:
         """The policy whose profile is needed: this one, or the one it wraps."""
         return self
+
+    @property
+    def budget(self) -> ErrorBudget | None:
+        """What the policy promises about the errors of its estimates, None if nothing; shadow mode checks it."""
+        return None
 
     @abstractmethod
     def compose(self, profile: Profile | None) -> Composition:

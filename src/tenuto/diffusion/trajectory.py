@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +72,7 @@ def _square(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def features(past: Past, gap: int, stream: int, hidden: torch.Tensor) -> torch.Tensor:
-    """What the map sees, ``[rows, 3 * channels + 1]``: the reference form of ``InnovationMap``."""
+    """What the map sees, ``[rows, 3 * channels + 1]``: the reference form of ``Ladder``."""
     before, residual, slope = past.hidden[stream], past.residual[stream], past.slope[stream]
     if before is None or residual is None or slope is None:
         raise CalibrationError("a stream is missing from the past")
@@ -81,13 +81,11 @@ def features(past: Past, gap: int, stream: int, hidden: torch.Tensor) -> torch.T
     return torch.cat([column.reshape(-1, column.shape[-1]) for column in columns], 1).view(-1, 3 * width + 1)
 
 
-def pairs(steps: list[tuple[Streams, Streams]], longest: int) -> list[tuple[int, int, Past]]:
+def pairs(steps: list[tuple[Streams, Streams]], longest: int) -> Iterator[tuple[int, int, Past]]:
     """``(index, gap, past)`` for every step and gap: as if steps had been computed every ``gap`` steps before."""
-    found = []
     for index in range(1, len(steps)):
         for gap in range(1, min(longest, index) + 1):
             last = index - gap
             older = max(last - gap, 0)
             past = follow(None, older, *steps[older]) if older < last else None
-            found.append((index, gap, follow(past, last, *steps[last])))
-    return found
+            yield index, gap, follow(past, last, *steps[last])

@@ -50,14 +50,15 @@ def fit_profile(
     if runs < 1 or seed < 0:
         raise InputError(f"runs={runs}, seed={seed}: give at least one calibration run and no negative seed.")
     model.check(steps, guidance)
-    policy.profiled.recorder()  # refuses policies that need none before anything is drawn
+    recorder = policy.profiled.recorder()  # refuses policies that need none before anything is drawn
+    passes = 2 if recorder.rehearsals() else 1
 
     def generate(first: int) -> None:
         model.draw(labels_of(range(CLASSES)), range(first, first + CLASSES), steps, guidance)
 
     settings = {**_setting(model, steps, guidance), "seed": seed, "pictures": runs * CLASSES}
     started = time.perf_counter()
-    with Calls(model, runs * steps, f"calibrate {catalog.text(policy)}"):
+    with Calls(model, passes * runs * steps, f"calibrate {catalog.text(policy)}"):
         seeds = range(seed, seed + runs * CLASSES, CLASSES)
         profile = calibrate(model.pipe, policy, generate, seeds=seeds, settings=settings)
     return replace(profile, settings={**profile.settings, "seconds": round(time.perf_counter() - started, 1)})

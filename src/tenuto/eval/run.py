@@ -53,6 +53,7 @@ class Run:
         reuse_ratio: fraction of block executions not computed.
         cache_bytes: most bytes of cached tensors and surrogate weights held; peak_bytes: peak resident memory growth.
         calibration_seconds: one-off cost of the profile; 0 if none was needed or it came with the model.
+        shadow: :meth:`tenuto.eval.shadow.Shadow.row`, true errors beside the budget; empty if not asked for.
         images: file names of pictures, relative to the record's folder: "grid", "difference".
     """
 
@@ -80,6 +81,7 @@ class Run:
     cache_bytes: int = 0
     peak_bytes: int | None = None
     calibration_seconds: float = 0.0
+    shadow: dict[str, Any] = field(default_factory=dict)
     images: dict[str, str] = field(default_factory=dict)
     command: str = ""
 

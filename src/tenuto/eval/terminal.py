@@ -8,7 +8,7 @@ from rich.table import Table
 
 from tenuto.eval.run import Run
 
-__all__ = ["table"]
+__all__ = ["shadow_table", "table"]
 
 MEBI = 2**20
 DASH = "-"
@@ -50,4 +50,22 @@ def table(runs: Sequence[Run]) -> Table:
         )
     withheld = [f"{run.policy}: no speed-up, {run.withheld}" for run in runs[1:] if run.withheld]
     shown.caption = "\n".join(withheld) or None
+    return shown
+
+
+def shadow_table(runs: Sequence[Run]) -> Table:
+    """Every policy's true errors, in shadow mode, beside its budget."""
+    shown = Table(box=None, pad_edge=False, title="True errors of estimates (shadow mode)", title_justify="left")
+    shown.add_column("policy", no_wrap=True)
+    for title in ("estimates", "worst", "mean", "rtol", "kept", "output error", "bound on it"):
+        shown.add_column(title, justify="right")
+    for run in runs:
+        if told := run.shadow:
+            shown.add_row(
+                run.policy,
+                str(told["estimates"]),
+                *(_number(told[key], ".4f") for key in ("worst", "mean", "rtol")),
+                {True: "yes", False: "no", None: DASH}[told["kept"]],
+                *(_number(told[key], ".4f") for key in ("output_error", "output_bound")),
+            )
     return shown

@@ -52,6 +52,14 @@ def _grid(value: Any) -> bool:
     return _rectangle(value, lambda item: _number(item) and 0 <= item <= 1)
 
 
+def _shadow(value: Any) -> bool:
+    if value == {}:
+        return True
+    numbers = ("estimates", "worst", "mean", "output_error", "output_bound")
+    good = isinstance(value, dict) and all(_count(value.get(key)) for key in numbers)
+    return good and _optional(value.get("rtol")) and value.get("kept") in (True, False, None)
+
+
 def _decisions(value: Any) -> bool:
     return _rectangle(value, lambda item: item in DECISIONS)
 
@@ -64,6 +72,7 @@ RULES: list[tuple[Callable[[Any], bool], str, tuple[str, ...]]] = [
     (_count, "a finite number, 0 or more", ("reuse_ratio", "cache_bytes", "calibration_seconds")),
     (_pair, "a pair of rising numbers or null", ("speedup_range", "psnr_interval")),
     (_mapping, "an object", ("settings", "telemetry")),
+    (_shadow, "an object of estimates, worst, mean, rtol, kept, output_error, output_bound", ("shadow",)),
     (_texts, "an object of texts", ("versions", "images")),
     (_grid, "[steps][blocks] of fractions from 0 to 1", ("grid",)),
     (_decisions, f"[steps][blocks] of {', '.join(DECISIONS)}", ("decisions",)),

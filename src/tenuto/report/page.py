@@ -79,6 +79,7 @@ def _render(runs: list[Run], folder: Path) -> str:
         legend=legend(rows),
         uncached=load_picture(folder, baseline.run, "grid") if baseline else without,
         exhibits=exhibits,
+        shadowed=[row for row in rows if row.run.shadow],
         unmapped=[shown.row for shown in exhibits if not (shown.decisions or shown.fractions)],
         records=json.dumps([run.row() for run in runs], indent=1, ensure_ascii=False),
     )

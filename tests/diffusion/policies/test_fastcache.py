@@ -1,9 +1,8 @@
-"""FastCache: the map against its reference form, the gate by hand, the fit against a known truth."""
+"""FastCache: the gates by hand, the fit against a known truth, the options."""
 
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,15 +12,16 @@ from stepping import decisions, full, make_step
 import tenuto
 from tenuto.budget import ErrorBudget
 from tenuto.calibration import Profile
-from tenuto.diffusion.policies.fastcache import BudgetGate, Chunks, InnovationMap, false_reuse_rates
+from tenuto.diffusion.policies.fastcache import BudgetGate, Chunks, PublishedGate, false_reuse_rates
 from tenuto.diffusion.policy import Span, Streams
-from tenuto.diffusion.trajectory import Past, Schedule, features, follow
+from tenuto.diffusion.refit import samples
+from tenuto.diffusion.trajectory import Schedule
 from tenuto.errors import CalibrationError, PolicyError
 from tenuto.gate import Gate
 from tenuto.testing import TinyDiT, denoise, profile_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-WIDTH, RANK, BINS, GAPS = 4, 2, 5, 3
+WIDTH, BINS, GAPS = 4, 5, 3
 SCHEDULE = Schedule((900.0, 700.0, 500.0, 300.0, 100.0))
 
 
@@ -29,88 +29,16 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def past(seed: int = 1) -> Past:
-    """Two computed steps, 1 and 3, of an image stream [2, 3, 4] and a text stream [2, 5, 4] beside it."""
-    shapes, found = ((2, 3, WIDTH), (2, 5, WIDTH)), None
-    for index in (1, 3):
-        hidden, residual = ([noise(*s, seed=seed + 10 * index + k) for s in shapes] for k in (0, 5))
-        found = follow(found, index, tuple(hidden), tuple(residual))
-    assert found is not None
-    return found
-
-
-def maps(streams: int = 2) -> dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]:
-    return {
-        (0, stream): (
-            noise(BINS, GAPS, 3 * WIDTH + 1, RANK, seed=stream),
-            noise(BINS, GAPS, RANK, WIDTH, seed=stream + 7),
-        )
-        for stream in range(streams)
-    }
-
-
-@pytest.mark.parametrize("gap", [1, 2, 3])
-def test_the_map_equals_its_reference_form(gap: int) -> None:
-    known, weights = past(), maps()
-    hidden = noise(2, 3, WIDTH, seed=30), noise(2, 5, WIDTH, seed=31)
-    place = 4
-    step = make_step(3 + gap, hidden, timestep=SCHEDULE.timesteps[place])
-    found = InnovationMap(SCHEDULE, weights).estimate(known, step)
-    for stream in range(2):
-        down, up = (half[place, gap - 1] for half in weights[0, stream])
-        before = known.residual[stream]
-        assert before is not None
-        expected = before + (features(known, gap, stream, hidden[stream]) @ down @ up).view_as(before)
-        torch.testing.assert_close(found[stream], expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_map_of_zeros_repeats_the_residual() -> None:
-    known = past()
-    nothing = {key: (a * 0, b * 0) for key, (a, b) in maps().items()}
-    found = InnovationMap(SCHEDULE, nothing).estimate(known, make_step(5, known.hidden, timestep=300.0))
-    assert all(map(torch.equal, found, known.residual))  # type: ignore[arg-type]
-
-
-def test_bins_may_be_fewer_than_steps() -> None:
-    weights = {(0, 0): tuple(half[:2] for half in maps(1)[0, 0])}
-    known = past()
-    estimator = InnovationMap(SCHEDULE, weights)  # type: ignore[arg-type]
-    only: Streams = (known.hidden[0],)
-    short = Past(known.index, only, known.residual[:1], known.slope[:1])
-    found = [estimator.estimate(short, make_step(4, only, timestep=t))[0] for t in SCHEDULE.timesteps]
-    same = [torch.equal(a, b) for a, b in pairwise(found)]  # type: ignore[arg-type]
-    assert same == [True, True, False, True], "five steps in two bins: 0 0 0 1 1"
-
-
-def test_a_stream_without_a_residual_is_not_estimated_and_costs_nothing() -> None:
-    image, text = noise(2, 3, WIDTH), noise(2, 5, WIDTH, seed=1)
-    estimator = InnovationMap(SCHEDULE, maps(streams=1))
-    state = estimator.observe(estimator.init(), make_step(0, (image, text)), (image, None))
-    step = make_step(1, (image, text), timestep=700.0)
-    assert estimator.ready(state, step)
-    found = estimator.estimate(state, step)
-    assert found[0] is not None and found[1] is None
-    alone = make_step(1, (image, None), timestep=700.0)
-    assert estimator.flops(step) == estimator.flops(alone) > 0
-
-
-def test_operations_and_bytes() -> None:
-    estimator = InnovationMap(SCHEDULE, maps(streams=1))
-    rows = 2 * 3
-    products = 2 * rows * (3 * WIDTH) * RANK + 2 * rows * RANK * WIDTH
-    assert estimator.flops(make_step(4, (full(0),))) == products
-    assert estimator.nbytes() == 4 * BINS * GAPS * ((3 * WIDTH + 1) * RANK + RANK * WIDTH)
-
-
-def test_the_nearest_calibrated_step() -> None:
-    assert [SCHEDULE.place(t, 5) for t in (900.0, 801.0, 799.0, 0.0)] == [0, 0, 1, 4]
-    assert SCHEDULE.place(500.0, None) == 2
-    with pytest.raises(CalibrationError, match=r"for 5 denoising steps; this generation has 7\. .* --steps 7\.$"):
-        SCHEDULE.place(500.0, 7)
-
-
-def budget_gate(scale: float = 4.0, dof: float = 2.0, rtol: float = 0.1, alpha: float = 0.05) -> BudgetGate:
-    return BudgetGate(alpha, alpha, rtol, GAPS, SCHEDULE, ((((scale, dof),) * GAPS,) * BINS,))
+def budget_gate(
+    scale: float = 4.0,
+    dof: float = 2.0,
+    rtol: float = 0.1,
+    alpha: float = 0.05,
+    total: float = math.inf,
+    worst: float = 0.0,
+) -> BudgetGate:
+    budget = ErrorBudget(rtol=rtol, total=total)
+    return BudgetGate(alpha, alpha, budget, GAPS, SCHEDULE, ((((scale, dof, worst),) * GAPS,) * BINS,))
 
 
 def test_the_gate_spends_from_the_budget_and_renews_it() -> None:
@@ -126,7 +54,7 @@ def test_the_gate_spends_from_the_budget_and_renews_it() -> None:
         state = gate.settled(state, step, verdict, not verdict.reuse)
         assert state is not None
         left.append((verdict.reuse, state.budget.left))
-    assert left == [(True, pytest.approx(0.07)), (True, pytest.approx(0.01)), (False, pytest.approx(0.1))]
+    assert left == [(True, pytest.approx(0.07, abs=1e-3)), (True, pytest.approx(0.01, abs=1e-3)), (False, 0.1)]
     assert state is not None and state.index == 3 and torch.equal(state.hidden, full(1.6))
 
 
@@ -139,6 +67,14 @@ def test_the_gate_asks_the_calibrated_test() -> None:
         assert verdict.reuse == expected.reuse
         assert verdict.statistic == pytest.approx(change**2, rel=1e-4)
         assert verdict.critical == pytest.approx(expected.critical)
+
+
+def test_the_largest_error_seen_must_fit_too() -> None:
+    step = make_step(1, (full(1.1), None), timestep=500.0)  # a change of a tenth
+    for worst, reuse in ((0.6, True), (0.7, False)):  # errors of up to 0.077 and 0.084, and a quarter more
+        gate = budget_gate(scale=0.01, dof=1e6, worst=worst)
+        state = gate.settled(None, make_step(0, (full(1), None)), Gate(scale=1, dof=1, alpha=0.5).judge(1, 1), True)
+        assert gate.judge(state, step)[0].reuse == reuse
 
 
 def test_the_worst_sample_decides() -> None:
@@ -198,6 +134,54 @@ def test_a_linear_law_is_found() -> None:
         assert float((found - new @ LINEAR).norm() / (new @ LINEAR).norm()) < 0.02  # maps are kept in half precision
 
 
+def test_the_run_budget_ends_reuse_for_good() -> None:
+    gate = budget_gate(scale=0.01, dof=1e6, total=0.05)
+    step = make_step(0, (full(1), None), timestep=900.0)
+    state = gate.settled(None, step, gate.judge(None, step)[0], True)
+    reused = []
+    for index in range(1, 5):  # changes of 0.3 that cost 0.03 each, and every other step computed
+        step = make_step(index, (full(1.3 if index % 2 else 1), None), timestep=500.0)
+        verdict, state = gate.judge(state, step)
+        computed = index % 2 == 0
+        state = gate.settled(state, step, verdict, computed)
+        reused.append(verdict.reuse)
+    assert reused[0] and not reused[2], "0.03 of 0.05 is spent: the second estimate of 0.03 does not fit"
+
+
+def test_the_published_gate_never_rejects() -> None:
+    for alpha in (0.001, 0.2):
+        gate = PublishedGate(alpha, longest=3)
+        step = make_step(0, (full(1), None))
+        verdict, state = gate.judge(None, step)
+        state = gate.settled(state, step, verdict, True)
+        for index, value in ((1, 1.6), (2, 1.0), (3, 1.9)):  # changes of 60, 38 and 90 per cent
+            verdict, state = gate.judge(state, make_step(index, (full(value), None)))
+            assert verdict.reuse and verdict.critical is not None and verdict.critical > 1
+        verdict, _ = gate.judge(state, make_step(4, (full(1.9), None)))
+        assert not verdict.reuse, "only the longest skip ends it"
+
+
+def test_closed_loop_pairs_enter_the_fit() -> None:
+    policy, model = tenuto.FastCache(rtol=0.3), TinyDiT()
+    profile = profile_for(policy, model)
+    assert profile is not None
+    ladder = profile.numbers["ladder"]
+    assert [rung["rung"] for rung in ladder] == ["residual", "affine", "low_rank", "full"]
+    assert sum(rung["cells"] for rung in ladder) == len(profile.numbers["cells"])
+    assert min(rung["rms_error"] for rung in ladder) < ladder[0]["rms_error"], "a fitted rung beats the null model"
+
+
+@pytest.mark.parametrize("rung", ["residual", "affine", "low_rank", "full"])
+def test_a_rung_can_be_forced(rung: str) -> None:
+    profile = fitted(rung=rung)
+    assert [line["rung"] for line in profile.numbers["ladder"]] == [rung]
+    for chosen in (rung, "auto"):
+        tenuto.FastCache(rung=chosen).compose(profile)
+    other = "affine" if rung == "full" else "full"
+    with pytest.raises(CalibrationError, match=f"for fastcache:rung={rung}, not rung={other}"):
+        tenuto.FastCache(rung=other).compose(profile)
+
+
 def test_what_was_never_seen_is_never_reused() -> None:
     profile = fitted(longest=4)
     gates = profile.numbers["gates"]
@@ -213,10 +197,11 @@ def test_more_noise_is_a_wider_gate() -> None:
 
 def test_the_false_reuse_rate_of_generations_not_seen_is_alpha() -> None:
     profile = fitted(generations=60, wobble=0.3, longest=2)
-    traces = [{("cond", 0): generation(seed, 0.3)} for seed in range(1000, 1200)]
+    schedule = Schedule(tuple(profile.numbers["timesteps"]))
+    seen = [list(samples({("cond", 0): generation(seed, 0.3)}, schedule, 2)) for seed in range(1000, 1200)]
     for alpha in (0.05, 0.2, 0.5):
-        rates = false_reuse_rates(profile, traces, alpha)
-        assert len(rates) == len(traces)
+        rates = false_reuse_rates(profile, seen, alpha)
+        assert len(rates) == len(seen)
         assert math.fsum(rates) / len(rates) == pytest.approx(alpha, abs=0.02, rel=0.1)
 
 
@@ -241,11 +226,11 @@ def test_a_larger_budget_and_a_larger_alpha_reuse_more() -> None:
 
     budgets = [reused(rtol=rtol) for rtol in (0.0, 0.01, 0.1, 1.0)]
     alphas = [reused(rtol=0.03, alpha=alpha) for alpha in (0.001, 0.05, 0.5, 0.99)]
-    longest = [reused(rtol=9.0, longest=n) for n in (1, 2, 6)]
+    longest = [reused(rtol=9.0, longest=n) for n in (1, 2, 9)]
     for counts in (budgets, alphas, longest):
         assert counts == sorted(counts) and counts[0] < counts[-1], counts
     assert budgets[0] == 0
-    with pytest.raises(CalibrationError, match=r"skips of up to 6 steps, not longest=60"):
+    with pytest.raises(CalibrationError, match=r"skips of up to 9 steps, not longest=60"):
         reused(rtol=9.0, longest=60)
 
 
@@ -262,13 +247,35 @@ def test_a_budget_is_a_fraction() -> None:
     assert ErrorBudget(rtol=tenuto.FastCache().rtol).left == 0.1
 
 
+@pytest.mark.parametrize("merge", [False, True])
+def test_some_tokens_are_computed_at_estimated_steps(merge: bool) -> None:
+    model, plain = TinyDiT(), denoise(TinyDiT())
+    errors = {}
+    for policy in (tenuto.FastCache(rtol=0.4), tenuto.FastCache(rtol=0.4, tokens=0.5, merge=merge)):
+        with tenuto.attach(model, policy, profile=profile_for(policy, model)) as run:
+            errors[policy.tokens] = float((denoise(model) - plain).norm() / plain.norm())
+    decisions = run.telemetry.counts()
+    assert decisions["correct"] > 0 == decisions["reuse"]
+    assert {event.tokens for event in run.telemetry.events} == {0.0, 0.5}
+    assert 0 < errors[0.5] < 2 * errors[0.0]
+
+
+@pytest.mark.parametrize("key", ["gate", "rung"])
+def test_closed_names(key: str) -> None:
+    with pytest.raises(PolicyError, match=f"fastcache has no {key} 'calibratd'"):
+        tenuto.FastCache(**{key: "calibratd"})
+
+
 @pytest.mark.parametrize(
     ("numbers", "said"),
     [
         ({"alpha": 0.0}, "alpha=0.0 is not a rate"),
         ({"alpha": 1.0}, "alpha=1.0 is not a rate"),
-        ({"rtol": -0.1}, "rtol and span must be zero or more"),
-        ({"span": -1}, "rtol and span must be zero or more"),
+        ({"rtol": -0.1}, "rtol, total and span must be zero or more"),
+        ({"total": -1.0}, "rtol, total and span must be zero or more"),
+        ({"span": -1}, "rtol, total and span must be zero or more"),
+        ({"tokens": 1.5}, "tokens is a fraction from 0 to 1"),
+        ({"merge": True}, "merge needs it above 0"),
         ({"longest": 0}, "longest and warmup at least 1"),
         ({"warmup": 0}, "longest and warmup at least 1"),
     ],

@@ -1,33 +1,38 @@
 """The diffusion task: generate the same pictures under every policy and measure speed, memory and quality.
 
-The rows: the uncached baseline ("none"), every policy, and the plain baseline "fewer_steps:n=..." at the cost of the
-strongest and mildest policy. All rows draw the same samples, batch by batch in turn, so that the pictures and the
-pairs of timings come from the same work. One untimed batch per row comes first: it warms up and measures memory.
+The rows: the uncached baseline ("none"), every policy, other libraries' methods if any are given, and the plain
+baseline "fewer_steps:n=...", by default at the cost of the strongest and mildest of them. All rows draw the same
+samples, batch by batch in turn, so that the pictures and the pairs of timings come from the same work. One untimed
+batch per row comes first: it warms up and measures memory.
 
 The ``reuse_ratio`` of "fewer_steps" is the fraction of the baseline's block executions that it leaves out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from tenuto import catalog
 from tenuto.calibration import Profile
 from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.errors import InputError
 from tenuto.eval.contender import Calls, Contender
-from tenuto.eval.fitting import profiles_for
+from tenuto.eval.entry import Entry, cached
+from tenuto.eval.fitting import Fitted, profiles_for
 from tenuto.eval.folders import check_folder
 from tenuto.eval.grids import difference, grid, save_png
 from tenuto.eval.job import Job, labels_of
 from tenuto.eval.pipelines import ImageModel, device_words, load_model, versions
 from tenuto.eval.quality import FashionJudge, mean_interval, psnr, ssim
+from tenuto.eval.rounds import Rounds
 from tenuto.eval.run import Run, Timing, file_name, read_runs, write_run
+from tenuto.eval.shadow import measure_shadow
 from tenuto.eval.speed import claim, interleave
 
 __all__ = ["BASELINE", "DEMO", "bench", "demo_policies"]
@@ -35,6 +40,7 @@ __all__ = ["BASELINE", "DEMO", "bench", "demo_policies"]
 TASK = "diffusion"
 BASELINE = "none"
 FEWER = "fewer_steps:n="
+SHADOWED = 8
 DEMO = Job(steps=50, samples=40, guidance=1.5, seed=0)
 """What `tenuto demo` generates: small enough for three minutes on two cores."""
 
@@ -52,6 +58,10 @@ def bench(
     job: Job,
     *,
     profiles: Sequence[Profile] = (),
+    rivals: Sequence[Entry] = (),
+    fewer: Sequence[int] | None = None,
+    resume: bool = False,
+    shadow: bool = False,
     device: str = "auto",
     command: str = "",
 ) -> list[Run]:
@@ -63,6 +73,10 @@ def bench(
         out: folder for records; ``images/`` and ``profiles/`` are made in it.
         job: steps, samples, guidance, seed, batch.
         profiles: for calibrated policies; others are looked up or fitted here, on seeds kept apart.
+        rivals: methods of other libraries, measured in turn with ours.
+        fewer: numbers of denoising steps for the "fewer_steps" rows; None for two that match the methods' cost.
+        resume: keep finished rounds in ``out/partial`` and go on from those of a run that was cut off (by equal code).
+        shadow: afterwards draw a few pictures in shadow mode and record every policy's true errors.
         device: "auto", or a torch device; command: stored in the records.
 
     Returns:
@@ -73,24 +87,48 @@ def bench(
         ModelError: the model is missing or damaged.
         CalibrationError: a profile does not fit.
     """
-    if not policies:
-        raise InputError("No policy was given. Give at least one, for example every_n; `tenuto methods` lists them.")
-    if len(set(policies)) < len(policies):
-        raise InputError("A policy was given twice. Give every policy once.")
+    texts = [*map(catalog.text, policies), *(rival.name for rival in rivals)]
+    _check(texts, fewer, job)
     check_folder(out)
     loaded = load_model(model, device)
     loaded.check(job.steps, job.guidance)
     shared = _shared(loaded, job, command)
     _same_job(out, shared)
+    rounds = Rounds(out / "partial", _plan(shared, texts, fewer)) if resume else None
     fitted = profiles_for(loaded, policies, job, profiles, out / "profiles")
-    rows = [Contender(BASELINE, loaded, job)]
+    entries = [Entry(name=BASELINE)]
     for policy in policies:
         it = fitted.get(policy)
-        profile, seconds = (it.profile, it.seconds) if it else (None, 0.0)
-        name = catalog.text(policy)
-        rows.append(Contender(name, loaded, job, policy=policy, profile=profile, calibration_seconds=seconds))
-    timings = _measure(rows, loaded, job)
-    return _write([_run(row, rows[0], timings[row.name], shared) for row in rows], rows, out)
+        entries.append(cached(policy, it.profile, it.seconds) if it else cached(policy))
+    rows = [Contender(entry, loaded, job) for entry in (*entries, *rivals)]
+    timings = _measure(rows, loaded, job, fewer, rounds)
+    runs = [_run(row, rows[0], timings.get(row.name), shared) for row in rows]
+    if shadow:
+        found = _shadows(policies, fitted, loaded, job)
+        runs = [replace(run, shadow=found.get(run.policy, {})) for run in runs]
+    runs = _write(runs, rows, out)
+    if rounds:
+        rounds.remove()
+    return runs
+
+
+def _check(texts: Sequence[str], fewer: Sequence[int] | None, job: Job) -> None:
+    if not texts:
+        raise InputError("No policy was given. Give at least one, for example every_n; `tenuto methods` lists them.")
+    if len(set(texts)) < len(texts):
+        raise InputError("A policy was given twice. Give every policy once.")
+    if wrong := [n for n in fewer or () if not 1 <= n < job.steps]:
+        raise InputError(f"fewer={wrong[0]} is not allowed: give 1 to {job.steps - 1}, fewer than the job's steps.")
+
+
+def _shadows(
+    policies: Sequence[FeaturePolicy], fitted: Mapping[FeaturePolicy, Fitted], model: ImageModel, job: Job
+) -> dict[str, dict[str, Any]]:
+    samples, found = range(min(SHADOWED, job.samples)), {}
+    for policy in tqdm(policies, desc="shadow", leave=False):
+        it = fitted.get(policy)
+        found[catalog.text(policy)] = measure_shadow(model, policy, it.profile if it else None, job, samples).row()
+    return found
 
 
 def _shared(model: ImageModel, job: Job, command: str) -> Run:
@@ -115,6 +153,12 @@ def _shared(model: ImageModel, job: Job, command: str) -> Run:
     )
 
 
+def _plan(shared: Run, texts: Sequence[str], fewer: Sequence[int] | None) -> dict[str, Any]:
+    """What has to be equal for one run to go on with what another measured."""
+    told = {"model weights": shared.fingerprint, "device": shared.device, **shared.settings, **shared.versions}
+    return {**told, "policies": list(texts), "fewer": None if fewer is None else sorted(set(fewer))}
+
+
 def _same_job(out: Path, mine: Run) -> None:
     """Records of another job would end in one table with these: refuse before any work."""
     for run in read_runs(out) if any(out.glob("*.json")) else []:
@@ -126,27 +170,33 @@ def _same_job(out: Path, mine: Run) -> None:
                 )
 
 
-def _measure(rows: list[Contender], model: ImageModel, job: Job) -> dict[str, Timing]:
-    """Probe all rows, add the fewer-steps rows that match them, and time everything interleaved."""
-    rounds = 1 + job.repeats
-    with Calls(model, rounds * sum(row.expected_calls for row in rows), TASK) as counter:
+def _measure(
+    rows: list[Contender], model: ImageModel, job: Job, fewer: Sequence[int] | None, rounds: Rounds | None
+) -> dict[str, Timing]:
+    """Probe all rows, add the fewer-steps rows, and time everything interleaved that works on this model."""
+    to_do = 1 + job.repeats - (len(rounds.done) if rounds else 0)
+    with Calls(model, to_do * sum(row.expected_calls for row in rows), TASK) as counter:
         speeds = []
         counter.expect(rows[0].expected_calls)
         rows[0].probe()  # once more than the others: it pays for what a process allocates only once
         for row in rows:
             row.counter = counter
             book = row.probe()
+            if row.refused:
+                counter.expect(-to_do * row.expected_calls)
             if book.reuse_ratio and book.flops_speedup:
                 speeds.append(book.flops_speedup)
-        for steps in _matching_steps(job.steps, speeds):
-            row = Contender(f"{FEWER}{steps}", model, job, steps=steps)
+        for steps in sorted(set(fewer)) if fewer is not None else _matching_steps(job.steps, speeds):
+            row = Contender(Entry(name=f"{FEWER}{steps}", steps=steps), model, job)
             row.counter = counter
-            counter.expect(rounds * steps)
+            counter.expect(to_do * steps)
             row.probe()
             rows.append(row)
-        works = {row.name: row.work for row in rows[1:]}
-        timings = interleave(rows[0].work, works, repeats=job.repeats, warmup=0)  # the probes were the warm-up
-    base = next(iter(timings.values())).baseline_seconds
+        able = [row for row in rows if not row.refused]
+        works = rounds.works(able) if rounds else {row.name: row.work for row in able}
+        baseline = works.pop(BASELINE)
+        timings = interleave(baseline, works, repeats=job.repeats, warmup=0)  # the probes were the warm-up
+    base = tuple(piece.seconds for piece in rows[0].pieces)
     return {BASELINE: Timing(seconds=base, baseline_seconds=base), **timings}
 
 
@@ -157,22 +207,25 @@ def _matching_steps(steps: int, speeds: Sequence[float]) -> list[int]:
     return sorted({n for speed in (max(speeds), min(speeds)) if 1 <= (n := max(round(steps / speed), 1)) < steps})
 
 
-def _run(row: Contender, baseline: Contender, timing: Timing, shared: Run) -> Run:
+def _run(row: Contender, baseline: Contender, timing: Timing | None, shared: Run) -> Run:
+    shared = replace(shared, policy=row.name, versions={**shared.versions, **row.entry.versions})
+    if row.refused:
+        return replace(shared, withheld=f"it does not work on this model: {row.refused}")
     pictures, reference = torch.cat(row.pictures), torch.cat(baseline.pictures)
-    common = replace(shared, policy=row.name, timing=timing, peak_bytes=row.peak_bytes, **_quality(pictures, row.job))
-    if row is baseline:
+    common = replace(shared, timing=timing, peak_bytes=row.peak_bytes, **_quality(pictures, row.job))
+    if row is baseline or timing is None:
         return replace(
             common, telemetry={"denoiser_calls": row.calls}, withheld="it is what the others are compared with"
         )
-    book = row.telemetry()
-    reuse_ratio = book.reuse_ratio if row.policy else 1 - row.calls / baseline.calls
-    flops_speedup = book.flops_speedup if row.policy else baseline.calls / row.calls
-    exact = row.policy is not None and row.policy.exact
-    claimed = claim(timing, saved=reuse_ratio > 0, identical=torch.equal(pictures, reference), exact=exact)
+    book, method = row.telemetry(), row.entry.attach is not None
+    reuse_ratio = book.reuse_ratio if method else 1 - row.calls / baseline.calls
+    flops_speedup = book.flops_speedup if method else baseline.calls / row.calls
+    identical = torch.equal(pictures, reference)
+    claimed = claim(timing, saved=reuse_ratio > 0, identical=identical, exact=row.entry.exact)
     closeness = psnr(pictures, reference).tolist()
     return replace(
         common,
-        telemetry={"denoiser_calls": row.calls, **(book.summary() if row.policy else {})},
+        telemetry={"denoiser_calls": row.calls, **(book.summary() if method else {})},
         grid=book.grid(),
         decisions=book.decisions(),
         speedup=claimed.speedup,
@@ -184,7 +237,7 @@ def _run(row: Contender, baseline: Contender, timing: Timing, shared: Run) -> Ru
         ssim=float(ssim(pictures, reference).mean()) if min(pictures.shape[-2:]) >= 11 else None,
         reuse_ratio=reuse_ratio,
         cache_bytes=book.peak_cache_bytes,
-        calibration_seconds=row.calibration_seconds,
+        calibration_seconds=row.entry.calibration_seconds,
     )
 
 
@@ -203,6 +256,9 @@ def _write(runs: Sequence[Run], rows: Sequence[Contender], out: Path) -> list[Ru
     reference = torch.cat(rows[0].pictures)
     written = []
     for run, row in zip(runs, rows, strict=True):
+        if row.refused:
+            written.append(run)
+            continue
         pictures = torch.cat(row.pictures)
         name = file_name(run.policy)
         images = {"grid": f"images/{name}.png"}
