@@ -65,7 +65,7 @@ def no_docstring(text: str) -> list[str]:
 
 
 def not_one_method(text: str) -> list[str]:
-    names = subclasses(text, "FeaturePolicy")
+    names = subclasses(text, "FeaturePolicy") + subclasses(text, "KVMethod")
     paper = re.search(r"https?://\S+", ast.get_docstring(ast.parse(text)) or "")
     return ([] if len(names) == 1 else [f"policies {names}, one allowed"]) + ([] if paper else ["no link to the paper"])
 

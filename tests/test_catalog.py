@@ -12,12 +12,17 @@ from tenuto import catalog
 from tenuto.errors import PolicyError
 
 OWN = {"every_n", "fastcache", "first_block", "taylorseer", "teacache"}
+KV = {"adakv", "knorm", "snapkv", "streaming_llm"}
 
 
 def test_every_policy_file_is_found() -> None:
-    assert set(catalog.methods()) >= OWN
+    assert set(catalog.methods()) >= OWN | KV
+    assert set(catalog.methods("diffusion")) >= OWN
+    assert set(catalog.methods("kv")) >= KV
+    assert not set(catalog.methods("kv")) & OWN
     assert catalog.methods()["every_n"].cls is tenuto.EveryN
-    assert all(info.family == "diffusion" and info.summary for info in catalog.methods().values())
+    assert all(info.summary for info in catalog.methods().values())
+    assert {catalog.method(name).family for name in KV} == {"kv"}
 
 
 def test_text_is_short_and_comes_back() -> None:
@@ -28,7 +33,7 @@ def test_text_is_short_and_comes_back() -> None:
     assert catalog.parse(catalog.text(third)) == third
 
 
-@pytest.mark.parametrize("name", sorted(OWN))
+@pytest.mark.parametrize("name", sorted(OWN | KV))
 def test_sweeps_round_trip(name: str) -> None:
     info = catalog.method(name)
     assert info.cls.sweep

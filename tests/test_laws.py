@@ -29,17 +29,17 @@ def strongest(name: str) -> FeaturePolicy:
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("name", catalog.methods())
+@pytest.mark.parametrize("name", catalog.methods("diffusion"))
 def test_law(name: str, law: Law) -> None:
     law(strongest(name))
 
 
-@pytest.mark.parametrize("name", catalog.methods())
+@pytest.mark.parametrize("name", catalog.methods("diffusion"))
 def test_a_gate_kept_closed_is_no_cache(name: str) -> None:
     testing.law_closed_is_identity(replace(strongest(name), warmup=10**6))  # type: ignore[type-var]
 
 
-@pytest.mark.parametrize("name", catalog.methods())
+@pytest.mark.parametrize("name", catalog.methods("diffusion"))
 def test_something_is_reused(name: str) -> None:
     policy, model = strongest(name), testing.TinyDiT()
     plain, profile = testing.denoise(model), testing.profile_for(policy, model)
@@ -216,7 +216,7 @@ def bundled() -> Any:
 
 
 @pytest.mark.bundled
-@pytest.mark.parametrize("name", catalog.methods())
+@pytest.mark.parametrize("name", catalog.methods("diffusion"))
 def test_the_laws_on_the_bundled_model(name: str, bundled: Any) -> None:
     def draw(seed: int) -> torch.Tensor:
         return bundled.draw([1, 7], [seed, seed + 1000], 50, 1.5)

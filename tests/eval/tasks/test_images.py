@@ -168,4 +168,4 @@ def test_one_picture_has_no_distance(tiny_model: Path, tmp_path: Path, offline: 
 
 
 def test_the_demo_has_one_policy_of_every_method() -> None:
-    assert [catalog.text(p).partition(":")[0] for p in demo_policies()] == list(catalog.methods())
+    assert [catalog.text(p).partition(":")[0] for p in demo_policies()] == list(catalog.methods("diffusion"))

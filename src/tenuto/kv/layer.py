@@ -1,0 +1,271 @@
+"""One layer of the cache: what it holds, the probe queries it remembers, attention and compression of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+from tenuto.errors import AttachError
+from tenuto.kv.attend import attend
+from tenuto.kv.compress import Probes, Site, commit, look, plan, scored, settle, turn
+from tenuto.kv.policy import Entries, KVPolicy, Scored
+from tenuto.kv.store import Held, Store
+
+__all__ = ["KVLayer", "Sequences", "Step"]
+
+
+@dataclass(slots=True, eq=False)
+class Sequences:
+    """What all layers share about the sequences in the cache.
+
+    Attributes:
+        columns: tokens per row so far, padding counted; seen: padding left out, per row.
+        positions: RoPE position of every token so far, ``[batch, columns]`` int32.
+        tokens: their ids, -1 for padding, for scorers that run the prompt again; else nothing ``[batch, 0]``.
+    """
+
+    columns: int
+    seen: list[int]
+    positions: torch.Tensor
+    tokens: torch.Tensor
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """One forward call.
+
+    Attributes:
+        new: tokens per row, padding counted; index: their numbers in the sequence, ``[new]`` int32.
+        valid: ``[batch, new]`` bool, False for padding; None: no padding.
+        remember: whether queries of this call are probes; spare: entries a full store grows by beyond the new token.
+        now: entries each layer may hold per row, all KV heads together, if layers compress as they go; else None.
+        observing: whether running state sees this call's attention.
+    """
+
+    new: int
+    index: torch.Tensor
+    valid: torch.Tensor | None
+    remember: bool
+    spare: int
+    now: list[int] | None
+    observing: bool
+
+
+class KVLayer(CacheLayerMixin):  # type: ignore[misc]
+    """The entries of one layer, and the last queries that saw them."""
+
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self, policy: KVPolicy, site: Site, sequences: Sequences) -> None:
+        super().__init__()
+        self.policy, self.site, self.sequences = policy, site, sequences
+        self.held: Held | None = None
+        self.probes: list[Probes] = []
+        self.step: Step | None = None
+
+    # What transformers asks of a layer.
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing is made before the first attention."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hand the new keys and values on to :meth:`attend`, which holds them.
+
+        Raises:
+            AttachError: the model that calls is not attached.
+        """
+        if self.step is None:
+            raise AttachError("This cache belongs to an attached model. Use it inside `with tenuto.attach(...)`.")
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of a mask over all tokens so far."""
+        return self.sequences.columns + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens so far, evicted ones included."""
+        return self.sequences.columns
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    # The engine.
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, softcap: float | None
+    ) -> torch.Tensor:
+        """Hold the new tokens, attend to all that is held, and compress if this step says so.
+
+        ``query [batch, heads, new, head_dim]``, ``key`` and ``value [batch, kv_heads, new, head_dim]``; gives
+        ``[batch, new, heads, head_dim]``.
+        """
+        step, policy = self.step, self.policy
+        if step is None:
+            raise AttachError("This cache belongs to an attached model. Use it inside `with tenuto.attach(...)`.")
+        self.site = replace(self.site, scaling=scaling)
+        if self.held is None:
+            self.held = self._empty(key.detach(), value.detach())
+        self.held.store.spare = step.spare
+        self.held.store.append(key.detach(), value.detach(), step.index, step.valid)
+        if step.remember:
+            self._remember(query.detach(), step)
+        watch = step.observing and policy.scorer.observes != "no"
+        output = attend(
+            query,
+            self.held,
+            valid=step.valid,
+            scaling=scaling,
+            softcap=softcap,
+            observer=self._observe if watch else None,
+        )
+        if step.now is not None:
+            self.compress([[self.look(row)] for row in range(len(self.sequences.seen))], step.now)
+        else:
+            self.held = settle(self.held, {}, {})
+        return output
+
+    def _empty(self, key: torch.Tensor, value: torch.Tensor) -> Held:
+        rows, heads = key.shape[:2]
+        part = Entries(key[0, 0, :0], value[0, 0, :0], torch.zeros(0, dtype=torch.int32, device=key.device))
+        segments = rows * heads
+        store = Store(rows, heads, self.policy.scorer.features, [part] * segments)
+        none = Probes(key.new_zeros(0, 0, key.shape[-1]), torch.zeros(0, dtype=torch.int64, device=key.device))
+        self.probes = [none] * rows
+        return Held(store, self.policy.codec, [None] * segments, {})
+
+    def _remember(self, query: torch.Tensor, step: Step) -> None:
+        """Add this call's queries to the probes; as many older ones stay as a :meth:`crop` of this call would need."""
+        for row in range(query.shape[0]):
+            at = slice(None) if step.valid is None else step.valid[row]
+            index, new = step.index.long()[at], query[row][:, at]
+            before = self.probes[row].last(self.policy.probes)
+            if len(index) >= self.policy.probes and not len(before.index):
+                both = Probes(new, index).last(self.policy.probes)
+                self.probes[row] = Probes(both.queries.clone(), both.index)
+            else:
+                older = before.queries if len(before.index) else new[:, :0]
+                self.probes[row] = Probes(torch.cat([older, new], 1), torch.cat([before.index, index]))
+
+    def _observe(self, segment: int, attention: torch.Tensor, queries: torch.Tensor) -> None:
+        held, step = self.held, self.step
+        if held is None or step is None:
+            return
+        state = held.column(segment, "state")
+        if state is None:
+            return
+        after = self.policy.scorer.observe(state, attention, step.index.long()[queries])
+        encoded = held.encoded[segment]
+        older = 0 if encoded is None else len(encoded)
+        if encoded is not None and encoded.state is not None:
+            encoded.state = after[:older].clone()
+        part = held.store.entries(segment).state
+        if part is not None:
+            part.copy_(after[older:])
+
+    def look(self, row: int) -> Scored:
+        """What this layer shows an allocator of one row: its view, scored."""
+        policy, probes = self.policy, self.probes[row]
+        view = look(
+            self._held(),
+            row,
+            self.site,
+            positions=self.sequences.positions[row],
+            seen=self.sequences.seen[row],
+            probes=probes.last(policy.scorer.probes),
+        )
+        return scored(policy, view)
+
+    def _held(self) -> Held:
+        if self.held is None:
+            raise AttachError("The cache is empty: run the model first.")
+        return self.held
+
+    def compress(self, rows: Sequence[Sequence[Scored] | None], totals: Sequence[int]) -> None:
+        """Compress by itself: ``rows`` holds this layer's scored view per row, None to leave a row as it is."""
+        chosen = [None if s is None else plan(self.policy, s, totals[row])[0] for row, s in enumerate(rows)]
+        self.keep({row: (s[0], c) for row, (s, c) in enumerate(zip(rows, chosen, strict=True)) if s and c is not None})
+
+    def keep(self, rows: dict[int, tuple[Scored, torch.Tensor]]) -> None:
+        """Make a selection final: scored view and classes kept, per row."""
+        held, policy = self._held(), self.policy
+        kept = {}
+        for row, (given, classes) in rows.items():
+            segments = range(row * held.store.heads, (row + 1) * held.store.heads)
+            mixed = any(held.encoded[s] is not None for s in segments)
+            plain = self._view(held, row, encoded=False) if mixed else given.view
+            probes = self.probes[row].last(policy.codec.probes if policy.codec else 0)
+            kept[row] = (replace(given.view, queries=probes.queries, query_index=probes.index), plain, classes)
+        self.held = commit(held, policy, kept)
+        if policy.positioner.turned:
+            turn(self.held, policy, {row: self._view(self.held, row) for row in rows})
+        if policy.trigger.room("decode", 0, True) is None:
+            self.probes = [Probes(p.queries[:, :0].clone(), p.index[:0].clone()) for p in self.probes]
+
+    def _view(self, held: Held, row: int, encoded: bool = True) -> Any:
+        none = self.probes[row].last(0)
+        where = self.sequences.positions[row]
+        seen = self.sequences.seen[row]
+        return look(held, row, self.site, positions=where, seen=seen, probes=none, encoded=encoded)
+
+    # Rows, rollback, books.
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; a row may come twice."""
+        if self.held is not None:
+            self.held = self.held.selected(rows)
+            self.probes = [self.probes[row] for row in rows]
+
+    def drop_last(self, counts: Sequence[int], columns: int) -> None:
+        """Forget the newest entries of each row, which came after token ``columns``.
+
+        Raises:
+            AttachError: they are encoded already, or running state has seen them.
+        """
+        if self.held is None or not any(counts):
+            return
+        store = self.held.store
+        if any(length < counts[s // store.heads] for s, length in enumerate(store.lengths)):
+            raise AttachError(
+                "Tokens to take back have been encoded or evicted. Assisted decoding needs a policy that keeps at "
+                "least the proposed tokens in full precision: fewer proposed tokens, or a larger window or residual."
+            )
+        if self.policy.scorer.observes == "calls":
+            raise AttachError(
+                f"{type(self.policy.scorer).__name__} adds up attention and cannot take tokens back: assisted and "
+                "prompt-lookup decoding need another scorer."
+            )
+        store.shorten(counts)
+        self.probes = [
+            Probes(p.queries[:, (seen := p.index < columns)], p.index[seen]) if len(p.index) else p for p in self.probes
+        ]
+
+    def copied(self, sequences: Sequences) -> KVLayer:
+        """A copy that shares nothing that changes."""
+        other = KVLayer(self.policy, self.site, sequences)
+        if self.held is not None:
+            other.held = self.held.selected(range(self.held.store.rows))
+            other.probes = list(self.probes)
+        return other
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything held, by name."""
+        named = {} if self.held is None else self.held.tensors()
+        for row, probes in enumerate(self.probes):
+            named |= {f"{row}.queries": probes.queries, f"{row}.query_index": probes.index}
+        return named
+
+    def counts(self) -> list[list[int]]:
+        """Entries held per batch row and KV head."""
+        if self.held is None:
+            return []
+        heads = self.held.store.heads
+        lengths = [self.held.length(segment) for segment in range(len(self.held.store.lengths))]
+        return [lengths[start : start + heads] for start in range(0, len(lengths), heads)]
