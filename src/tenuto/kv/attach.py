@@ -19,6 +19,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from functools import wraps
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,11 +29,13 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tenuto.budget import MemoryBudget
+from tenuto.calibration import fingerprint
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.cache import KVCache
 from tenuto.kv.layer import KVLayer
 from tenuto.kv.models import Layout, find_layout
 from tenuto.kv.policy import Every, KVMethod, KVPolicy
+from tenuto.kv.saved import load, save
 
 __all__ = ["AttachedRun", "attach"]
 
@@ -60,6 +63,25 @@ class AttachedRun:
     def cache(self) -> KVCache:
         """A new, empty cache, to be given as ``past_key_values``: for several turns or questions on one cache."""
         return KVCache(self.blocks, self.budget, self.layout, self._replay)
+
+    def save(self, path: Path | str, cache: KVCache | None = None) -> None:
+        """Write a cache (by default the last one) to a file, for the same model and policy.
+
+        Raises:
+            InputError: there is nothing to save, or the file cannot be written.
+        """
+        chosen = cache or self.last
+        if chosen is None:
+            raise InputError("There is no cache yet: run the model on a prompt before saving.")
+        save(chosen, path, fingerprint(self.layout.decoder))
+
+    def load(self, path: Path | str) -> KVCache:
+        """A cache from a file, to be given as ``past_key_values``.
+
+        Raises:
+            InputError: no such file, a damaged one, or the cache of another model or policy.
+        """
+        return load(self.cache(), path, fingerprint(self.layout.decoder), self.model.device)
 
     @property
     def bytes_held(self) -> int:
@@ -105,7 +127,7 @@ class AttachedRun:
             return original(**named)
         ids, embeds = named.get("input_ids"), named.get("inputs_embeds")
         mask, positions = named.get("attention_mask"), named.get("position_ids")
-        given = ids if ids is not None else embeds
+        given: Any = ids if ids is not None else embeds
         if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
             raise AttachError("An attention mask of four dimensions was given. Give a mask [batch, tokens], or none.")
         if positions is not None and positions.dim() != 2:

@@ -45,7 +45,7 @@ def attend(
     length = held.store.dense if held.plain and valid is None and softcap is None and observer is None else None
     if length is not None:
         return _dense(query, held, length, scaling)
-    batch, heads, new, width = query.shape
+    batch, heads, new, _ = query.shape
     group = heads // held.store.heads
     output = query.new_zeros(batch, heads, new, held.store.values.shape[-1])
     for segment in range(batch * held.store.heads):

@@ -43,10 +43,11 @@ class KVCache(Cache):  # type: ignore[misc]
     ) -> None:
         self.policy, self.budget, self.layout, self.replay = policy, budget, layout, replay
         self.sequences = Sequences(0, [], *[torch.zeros(0, 0, dtype=torch.int32)] * 2)
-        layers = [
+        layers: list[Any] = [
             KVLayer(policy, spec.site, self.sequences) if spec.site else spec.sliding_layer() for spec in layout.layers
         ]
         super().__init__(layers=layers)
+        self.layers: list[Any] = layers
         self.engine: list[KVLayer] = [layer for layer in layers if isinstance(layer, KVLayer)]
         self.most = 0
         self.since = 0
@@ -77,7 +78,7 @@ class KVCache(Cache):  # type: ignore[misc]
             raise AttachError(f"The cache holds {len(rows.seen)} rows and the model was given {batch}.")
         valid = None if mask is None or bool((last := mask[:, -new:].bool()).all()) else last
         counts = [new] * batch if valid is None else [int(n) for n in valid.sum(-1)]
-        prefill = new > 1 and (not self.recording or self.fresh) and not self.replaying
+        prefill = self.deferred or (new > 1 and (not self.recording or self.fresh) and not self.replaying)
         if not prefill and rows.columns and not self.replaying:
             self._make_room(counts)
         index = torch.arange(rows.columns, rows.columns + new, device=device, dtype=torch.int32)
@@ -94,7 +95,7 @@ class KVCache(Cache):  # type: ignore[misc]
             new=new,
             index=index,
             valid=valid,
-            remember=self.policy.probes > 0 and (prefill or free is not None) and not self.replaying,
+            remember=self._probes(new) if (prefill or free is not None) and not self.replaying else 0,
             spare=0 if new > 1 else _spare(free),
             now=now,
             observing=self.policy.scorer.observes == ("replay" if self.replaying else "calls"),
@@ -102,6 +103,10 @@ class KVCache(Cache):  # type: ignore[misc]
         self.broken = True
         for layer in self.engine:
             layer.step = step
+
+    def _probes(self, new: int) -> int:
+        """Queries to remember: as many more as may be taken back."""
+        return self.policy.probes + (new if self.recording and self.policy.probes else 0)
 
     def finish(self) -> None:
         """The forward call is over: compress if it ended a prefill."""
@@ -202,7 +207,7 @@ class KVCache(Cache):  # type: ignore[misc]
         if self.budget.kind == "tokens":
             return [int(self.budget.amount) * heads] * len(seen)
         others = sum(t.untyped_storage().nbytes() for t in self._sliding())
-        spent = others + (self.sequences.columns + sum(coming or [0])) * len(seen) * 4
+        spent = others + (self.sequences.columns + max(coming or [0]) + ROOM) * len(seen) * 4
         entries = self.layout.entries(int(self.budget.amount - spent) // max(len(seen), 1), self.policy)
         if entries < max(self.policy.floor, 1):
             raise InputError(
@@ -316,8 +321,8 @@ class KVCache(Cache):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Forget everything."""
-        fresh = KVCache(self.policy, self.budget, self.layout, self.replay)
-        vars(self).update(vars(fresh))
+        for name, value in vars(KVCache(self.policy, self.budget, self.layout, self.replay)).items():
+            setattr(self, name, value)
 
     def fork(self) -> KVCache:
         """An independent copy: ask several questions on one compressed context, each on its own fork."""

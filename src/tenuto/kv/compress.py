@@ -165,6 +165,8 @@ def turn(held: Held, policy: KVPolicy, rows: Mapping[int, View]) -> None:
         if not turned or view.rope is None or int(view.counts.min()) <= turned:
             continue
         shift = policy.positioner.shift(view)
+        if not bool(shift.any()):
+            continue
         for head in range(held.store.heads):
             segment = row * held.store.heads + head
             keys = held.store.entries(segment).keys[:turned]

@@ -41,7 +41,8 @@ class Step:
     Attributes:
         new: tokens per row, padding counted; index: their numbers in the sequence, ``[new]`` int32.
         valid: ``[batch, new]`` bool, False for padding; None: no padding.
-        remember: whether queries of this call are probes; spare: entries a full store grows by beyond the new token.
+        remember: how many of the last queries to remember, 0 to leave the memory as it is.
+        spare: entries a full store grows by beyond the new token.
         now: entries each layer may hold per row, all KV heads together, if layers compress as they go; else None.
         observing: whether running state sees this call's attention.
     """
@@ -49,7 +50,7 @@ class Step:
     new: int
     index: torch.Tensor
     valid: torch.Tensor | None
-    remember: bool
+    remember: int
     spare: int
     now: list[int] | None
     observing: bool
@@ -87,11 +88,11 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of a mask over all tokens so far."""
-        return self.sequences.columns + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Tokens so far, evicted ones included."""
-        return self.sequences.columns
+        """Tokens before the present step, evicted ones included."""
+        return self.sequences.columns - (self.step.new if self.step else 0)
 
     def get_max_length(self) -> int:
         """No maximum."""
@@ -142,17 +143,16 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         return Held(store, self.policy.codec, [None] * segments, {})
 
     def _remember(self, query: torch.Tensor, step: Step) -> None:
-        """Add this call's queries to the probes; as many older ones stay as a :meth:`crop` of this call would need."""
+        """Add this call's queries to the probes and forget what is too old."""
         for row in range(query.shape[0]):
             at = slice(None) if step.valid is None else step.valid[row]
             index, new = step.index.long()[at], query[row][:, at]
-            before = self.probes[row].last(self.policy.probes)
-            if len(index) >= self.policy.probes and not len(before.index):
-                both = Probes(new, index).last(self.policy.probes)
-                self.probes[row] = Probes(both.queries.clone(), both.index)
-            else:
-                older = before.queries if len(before.index) else new[:, :0]
-                self.probes[row] = Probes(torch.cat([older, new], 1), torch.cat([before.index, index]))
+            before = self.probes[row].last(max(step.remember - len(index), 0))
+            latest = Probes(new, index).last(step.remember)
+            older = before.queries if len(before.index) else new[:, :0]
+            self.probes[row] = Probes(
+                torch.cat([older, latest.queries], 1), torch.cat([before.index, latest.index]).clone()
+            )
 
     def _observe(self, segment: int, attention: torch.Tensor, queries: torch.Tensor) -> None:
         held, step = self.held, self.step

@@ -1,4 +1,4 @@
-"""What is supported, found structurally: decoder-only transformers models whose attention goes through the interface."""
+"""What is supported, found structurally: decoder-only transformers models with attention behind the interface."""
 
 from __future__ import annotations
 
@@ -115,10 +115,11 @@ def find_layout(model: Any) -> Layout:
             f"{name} has no standard decoder attention (transformers' attention interface): nothing to cache."
         )
     kinds, options = get_layer_types_and_kwargs(config)
-    odd = {kind for kind in kinds} - {"full_attention", "sliding_attention"}
-    if odd or len(attentions) != len(kinds) or any("sinks" in dict(a.named_parameters()) for a in attentions.values()):
+    odd = set(kinds) - {"full_attention", "sliding_attention"}
+    gated = any("sinks" in dict(a.named_parameters()) for a in attentions.values())
+    if odd or len(attentions) != len(kinds) or gated:
         raise AttachError(
-            f"{name} has attention that is not standard ({', '.join(sorted(odd)) or 'learned sinks or shared layers'}). "
+            f"{name} has attention that is not standard: {', '.join(sorted(odd)) or 'learned sinks or shared layers'}. "
             "Supported: full and sliding attention with keys and values per layer."
         )
     if "full_attention" not in kinds:

@@ -104,7 +104,7 @@ class Store:
         starts = self.starts
         sizes = [max(want + self.spare, size) for want, size in zip(wanted, self.sizes, strict=True)]
         self._reserve(sizes)
-        grown = []
+        grown: list[torch.Tensor | None] = []
         for tensor in old:
             if tensor is None:
                 grown.append(None)

@@ -27,7 +27,7 @@ class KeyNorm(Scorer):
     """Minus the Euclidean norm of the key."""
 
     def score(self, view: View) -> torch.Tensor:
-        return -view.keys.float().norm(dim=-1)
+        return view.keys.float().square().sum(-1).sqrt().neg()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
