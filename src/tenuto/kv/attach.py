@@ -7,6 +7,9 @@
 While attached, the decoder's ``forward`` gives every call a cache of ours and tells it of padding and positions,
 ``generate`` makes such caches, and attention goes through :mod:`tenuto.kv.attend`; on exit, also after an exception,
 everything is what it was.
+
+Assisted and prompt-lookup decoding verify their first proposals in the same call as the prompt, before it is
+compressed; so they may write other tokens than greedy decoding, from more of the prompt.
 """
 
 from __future__ import annotations
