@@ -241,7 +241,7 @@ def _wrap_decoder(stack: ExitStack, run: AttachedRun) -> None:
 
 def _wrap_generation(stack: ExitStack, run: AttachedRun) -> None:
     model = run.model
-    prepare, prefill, assisted = model._prepare_cache_for_generation, model._prefill, model._assisted_decoding
+    prepare, prefill, generate = model._prepare_cache_for_generation, model._prefill, model.generate
 
     @wraps(prepare)
     def make_cache(generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -263,17 +263,17 @@ def _wrap_generation(stack: ExitStack, run: AttachedRun) -> None:
         with run.prefill():
             return prefill(*args, **kwargs)
 
-    @wraps(assisted)
-    def assisted_decoding(*args: Any, **kwargs: Any) -> Any:
+    @wraps(generate)
+    def write(*args: Any, **kwargs: Any) -> Any:
         try:
-            return assisted(*args, **kwargs)
-        finally:
+            return generate(*args, **kwargs)
+        finally:  # the proposals of assisted decoding are over
             if run.last is not None:
                 run.last.deactivate_past_recording()
 
     _replace(stack, model, "_prepare_cache_for_generation", make_cache)
     _replace(stack, model, "_prefill", in_one)
-    _replace(stack, model, "_assisted_decoding", assisted_decoding)
+    _replace(stack, model, "generate", write)
 
 
 def _check(blocks: KVPolicy, budget: MemoryBudget, layout: Layout) -> None:
