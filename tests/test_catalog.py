@@ -12,7 +12,7 @@ from tenuto import catalog
 from tenuto.errors import PolicyError
 
 OWN = {"every_n", "fastcache", "first_block", "taylorseer", "teacache"}
-KV = {"adakv", "knorm", "snapkv", "streaming_llm"}
+KV = {"adakv", "kivi", "knorm", "snapkv", "streaming_llm"}
 
 
 def test_every_policy_file_is_found() -> None:

@@ -46,12 +46,12 @@ def test_models_without_standard_attention_are_refused() -> None:
 
 
 def test_budgets_below_sinks_and_window_are_refused() -> None:
-    for budget in (MemoryBudget.tokens(20), MemoryBudget.bytes(20_000)):
+    for budget in (MemoryBudget.tokens(20), MemoryBudget.bytes(40_000)):
         with pytest.raises(InputError, match="keeps at least 32") as error:
             with attach(TinyLM(), SnapKV(window=32), budget=budget):
                 pass
         assert said(error)
-    with attach(TinyLM(), SnapKV(window=32), budget=MemoryBudget.bytes(100_000)) as run:
+    with attach(TinyLM(), SnapKV(window=32), budget=MemoryBudget.bytes(200_000)) as run:
         with pytest.raises(InputError, match=r"holds \d+ tokens per head of 16 rows"):
             follow(run.model, run.cache(), tokens(80, rows=16), tokens(0, rows=16))
 
@@ -125,7 +125,7 @@ def test_head_wise_memory_is_free_and_the_output_is_that_of_a_mask() -> None:
     assert max(lengths) > min(lengths) + 20, "heads differ"
     with attach(model, AdaKV(window=16), budget=HALF) as run:
         follow(model, other := run.cache(), prompt, tokens(0))
-        assert other.bytes_held <= (0.5 * (1 + 4 / 128) + 0.001) * other.bytes_full + 4 * 700
+        assert other.bytes_held <= (0.5 * (1 + 4 / 256) + 0.001) * other.bytes_full + 4 * 700
     kept = [[set(other.survivors(layer, 0, head)) for head in range(2)] for layer in range(3)]
 
     def masked(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **_: Any) -> Any:
@@ -190,9 +190,9 @@ def test_bytes_are_those_of_the_tensors() -> None:
     with attach(model, Knorm(), budget=HALF) as run:
         assert (run.bytes_held, run.bytes_full) == (0, 0)
         model(tokens(100, rows=2))
-        assert run.bytes_full == 2 * 100 * 2 * 3 * 2 * 16 * 4
+        assert run.bytes_full == 2 * 100 * 2 * 3 * 2 * 32 * 4
         entries = 2 * 3 * 2 * 50
-        assert run.bytes_held == entries * (2 * 16 * 4 + 4) + 2 * 100 * 4
+        assert run.bytes_held == entries * (2 * 32 * 4 + 4) + 2 * 100 * 4
         assert run.summary()["compression_ratio"] == run.bytes_full / run.bytes_held
         assert run.summary()["peak_bytes"] >= run.bytes_held
         model.generate(tokens(100), max_new_tokens=3, use_cache=False)

@@ -83,9 +83,7 @@ def test_an_entry_of_weight_three_is_three_entries() -> None:
 def test_observers_see_what_is_attended(new: int) -> None:
     held, query = held_of([310, 304]), random(1, HEADS * GROUP, new, WIDTH)
     seen: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {0: [], 1: []}
-    output = attend(
-        query, held, valid=None, scaling=0.3, observer=lambda segment, a, at: seen[segment].append((a, at))
-    )
+    output = attend(query, held, valid=None, scaling=0.3, observer=lambda segment, a, at: seen[segment].append((a, at)))
     for segment, calls in seen.items():
         attention = torch.cat([a for a, _ in calls], 1)
         assert torch.equal(torch.cat([at for _, at in calls]), torch.arange(new))

@@ -12,7 +12,7 @@ from tenuto.testing.kv import KV_LAWS
 from tenuto.testing.law import law_round_trip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-COMBINED = ["knorm:sinks=4+adakv", "adakv+streaming_llm"]
+COMBINED = ["knorm:sinks=4+adakv", "adakv+kivi:bits=4,residual=8", "knorm+kivi:group=16,bits=8,residual=0"]
 
 
 @pytest.mark.parametrize("law", [law_round_trip, *KV_LAWS], ids=lambda law: law.__name__)

@@ -98,6 +98,7 @@ class KVCache(Cache):  # type: ignore[misc]
             remember=self._probes(new) if (prefill or free is not None) and not self.replaying else 0,
             spare=0 if new > 1 else _spare(free),
             now=now,
+            settle=not prefill and not self.replaying,
             observing=self.policy.scorer.observes == ("replay" if self.replaying else "calls"),
         )
         self.broken = True

@@ -45,6 +45,7 @@ class Step:
         spare: entries a full store grows by beyond the new token.
         now: entries each layer may hold per row, all KV heads together, if layers compress as they go; else None.
         observing: whether running state sees this call's attention.
+        settle: whether what was held before may be encoded: not while a prompt is still coming.
     """
 
     new: int
@@ -54,6 +55,7 @@ class Step:
     spare: int
     now: list[int] | None
     observing: bool
+    settle: bool
 
 
 class KVLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -114,6 +116,8 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         self.site = replace(self.site, scaling=scaling)
         if self.held is None:
             self.held = self._empty(key.detach(), value.detach())
+        if step.settle:
+            self.held = settle(self.held, {}, {})
         self.held.store.spare = step.spare
         self.held.store.append(key.detach(), value.detach(), step.index, step.valid)
         if step.remember:
@@ -129,8 +133,6 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         )
         if step.now is not None:
             self.compress([[self.look(row)] for row in range(len(self.sequences.seen))], step.now)
-        else:
-            self.held = settle(self.held, {}, {})
         return output
 
     def _empty(self, key: torch.Tensor, value: torch.Tensor) -> Held:

@@ -62,7 +62,7 @@ class Layout:
             coded += spec.kv_heads * (codec.entry_bytes(spec.head_dim) + extra) if codec else 0.0
             fixed += spec.kv_heads * policy.positioner.turned * spec.head_dim * self.itemsize
             fixed += policy.probes * (spec.heads * spec.head_dim * self.itemsize + 8) if decodes else 0
-        most = codec.residual + codec.page - 1 if codec else 0  # entries that may have to stay in full precision
+        most = codec.residual + codec.page if codec else 0  # entries that may have to stay in full precision
         left = size - fixed
         if not codec or left <= most * plain:
             return int(left // plain)

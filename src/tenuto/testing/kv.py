@@ -30,7 +30,7 @@ Policy = KVMethod | KVPolicy
 
 
 class TinyLM(LlamaForCausalLM):  # type: ignore[misc]
-    """A Llama small enough for tests: three layers, two KV heads of 16 channels, random weights that attend sharply.
+    """A Llama small enough for tests: three layers, two KV heads of 32 channels, random weights that attend sharply.
 
     Args:
         seed: of the weights.
@@ -44,6 +44,7 @@ class TinyLM(LlamaForCausalLM):  # type: ignore[misc]
             num_hidden_layers=3,
             num_attention_heads=4,
             num_key_value_heads=2,
+            head_dim=32,
             max_position_embeddings=4096,
             initializer_range=0.25,
             pad_token_id=0,
@@ -160,7 +161,7 @@ def law_within_budget(policy: Policy) -> None:
                 for at in range(20 if every else 0):
                     model(tokens(1, at), past_key_values=cache)
                     expect(_spent(cache) <= _allowed(cache, budget), "each step within it", (budget, cache.counts()))
-    full = length * 2 * 3 * 2 * 16 * 4
+    full = length * 2 * 3 * 2 * 32 * 4
     with _on(policy, MemoryBudget.bytes(int(full * 0.7)), 8) as (model, run):
         follow(model, cache := run.cache(), tokens(length), tokens(0))
         for at in range(20):
