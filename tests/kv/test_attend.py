@@ -1,13 +1,14 @@
-"""The fast path against the reference, on ragged, weighted, padded and encoded entries; observers see true attention."""
+"""The fast path against the reference, on ragged, weighted, padded and encoded entries; what observers see."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tenuto.kv.attend import attend, reference
+from tenuto.kv.attend import attend
 from tenuto.kv.policies.kivi import Groups
 from tenuto.kv.policy import Entries
+from tenuto.kv.reference import reference
 from tenuto.kv.store import Encoded, Held, Store
 
 pytestmark = pytest.mark.usefixtures("one_thread")

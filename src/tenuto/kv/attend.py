@@ -1,8 +1,8 @@
 """Attention on what a layer holds: heads of different lengths, count weights, encoded entries, left padding.
 
 New tokens are held before they attend, so a query sees every older entry and, of the new ones, those up to itself. The
-weight of an entry enters as ``logit += log w``. :func:`attend` is the fast path; :func:`reference` says the same in the
-plainest way, in float64, and the tests hold one against the other.
+weight of an entry enters as ``logit += log w``. :mod:`tenuto.kv.reference` says the same in the plainest way, and the
+tests hold one against the other.
 
 Shapes: queries ``[batch, heads, new, head_dim]``, output ``[batch, new, heads, head_dim]``; rows of padding are zero.
 """
@@ -16,13 +16,13 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from tenuto.kv.store import Held
 
-__all__ = ["Observer", "attend", "reference"]
+__all__ = ["Observer", "attend"]
 
 Observer = Callable[[int, torch.Tensor, torch.Tensor], None]
 """Told of every segment's attention: segment, ``[group, queries, entries]`` float32, numbers of the queries among the
 new tokens ``[queries]``."""
 
-QUERIES, BLOCK = 256, 1024
+QUERIES, BLOCK = 256, 4096
 """Queries whose attention is held at a time where it must be held at all, and entries decoded at a time."""
 
 
@@ -125,7 +125,7 @@ def _weights(
     if encoded is not None and held.codec is not None:
         for start in range(0, len(encoded), BLOCK):
             stop = min(start + BLOCK, len(encoded))
-            blocks.append(query @ held.codec.keys(encoded.code, start, stop, query.dtype).T)
+            blocks.append(held.codec.logits(encoded.code, query, start, stop))
     blocks.append(query @ part.keys.T)
     logits = torch.cat(blocks, -1).float() * scaling
     if softcap is not None:
@@ -146,34 +146,5 @@ def _mix(attention: torch.Tensor, held: Held, segment: int) -> torch.Tensor:
     output = attention[..., len(encoded) :] @ part.values
     for start in range(0, len(encoded), BLOCK):
         stop = min(start + BLOCK, len(encoded))
-        values = held.codec.values(encoded.code, start, stop, attention.dtype)
-        output = output + attention[..., start:stop] @ values
-    return output
-
-
-def reference(
-    query: torch.Tensor,
-    held: Held,
-    *,
-    valid: torch.Tensor | None,
-    scaling: float,
-    softcap: float | None = None,
-    observer: Observer | None = None,
-) -> torch.Tensor:
-    """The same as :func:`attend`, one query at a time in float64 on decoded keys and values; shows nothing."""
-    batch, heads, new, _ = query.shape
-    group = heads // held.store.heads
-    output = query.new_zeros(batch, new, heads, held.store.values.shape[-1])
-    for row in range(batch):
-        at = list(range(new)) if valid is None else valid[row].nonzero()[:, 0].tolist()
-        for head in range(heads):
-            segment = row * held.store.heads + head // group
-            keys, values = held.all_keys(segment).double(), held.all_values(segment).double()
-            weights = held.column(segment, "weights")
-            for number, token in enumerate(at):
-                seen = len(keys) - len(at) + number + 1
-                logits = keys[:seen] @ query[row, head, token].double() * scaling
-                logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
-                logits = logits if weights is None else logits + weights[:seen].double().log()
-                output[row, token, head] = (logits.softmax(-1) @ values[:seen]).to(query.dtype)
+        output = output + held.codec.mix(encoded.code, attention[..., start:stop], start, stop)
     return output

@@ -19,9 +19,10 @@ from transformers.cache_utils import Cache
 from tenuto.budget import MemoryBudget
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.compress import plan
-from tenuto.kv.layer import KVLayer, Sequences, Step
+from tenuto.kv.layer import KVLayer
 from tenuto.kv.models import Layout
 from tenuto.kv.policy import KVPolicy
+from tenuto.kv.step import Sequences, Step
 
 __all__ = ["KVCache"]
 

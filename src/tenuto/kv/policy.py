@@ -13,23 +13,8 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from tenuto.errors import PolicyError
-from tenuto.kv.blocks import (
-    ALL,
-    Allocator,
-    Codec,
-    Drop,
-    Every,
-    Original,
-    Positioner,
-    PrefillEnd,
-    Recency,
-    Reducer,
-    Scorer,
-    Selector,
-    TopK,
-    Trigger,
-    Uniform,
-)
+from tenuto.kv.blocks import ALL, Allocator, Codec, Positioner, Reducer, Scorer, Selector, Trigger
+from tenuto.kv.trivial import Drop, Every, Original, PrefillEnd, Recency, TopK, Uniform
 from tenuto.kv.view import Code, Entries, Scored, View
 from tenuto.paper import Paper
 
@@ -64,7 +49,7 @@ __all__ = [
 class KVPolicy:
     """One choice per block. Where a block is asked for, a method may be given too: it lends its own block of that kind.
 
-    KVPolicy(scorer=Knorm(), allocator=AdaKV(), selector=TopK(sinks=4), codec=KIVI(bits=2))
+    KVPolicy(scorer=Knorm(), allocator=AdaKV(), selector=TopK(sinks=4), codec=Kivi(bits=2))
     """
 
     trigger: Trigger = PrefillEnd()

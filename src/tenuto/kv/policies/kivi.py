@@ -20,20 +20,27 @@ import torch
 from tenuto.errors import PolicyError
 from tenuto.kv.policy import Code, Codec, KVMethod, KVPolicy, Paper
 
-__all__ = ["KIVI", "Groups", "pack", "unpack"]
+__all__ = ["Groups", "Kivi", "pack", "unpack"]
+
+FEW = 32
+"""Queries up to which it is cheaper not to decode; beyond, decoded entries serve them all."""
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes ``[..., n]`` uint8 below ``2 ** bits`` as bytes ``[..., n * bits / 8]``: the first in the lowest bits."""
-    per = 8 // bits
-    shifts = torch.arange(0, 8, bits, device=codes.device, dtype=torch.uint8)
-    return (codes.unflatten(-1, (-1, per)) << shifts).sum(-1, dtype=torch.uint8)
+    """Codes ``[..., n]`` uint8 below ``2 ** bits`` as bytes ``[..., n * bits / 8]``; byte i holds the codes i,
+    i + n * bits / 8, ... from its lowest bits up, so that each part is unpacked as one run of channels."""
+    parts = codes.chunk(8 // bits, -1)
+    packed = parts[0].clone()
+    for number, part in enumerate(parts[1:], 1):
+        packed |= part << (number * bits)
+    return packed
 
 
-def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """The codes that :func:`pack` packed, uint8."""
-    shifts = torch.arange(0, 8, bits, device=packed.device, dtype=torch.uint8)
-    return ((packed[..., None] >> shifts) & (2**bits - 1)).flatten(-2)
+def unpack(packed: torch.Tensor, bits: int) -> list[torch.Tensor]:
+    """The parts that :func:`pack` packed, uint8, in the order of their channels."""
+    top = 2**bits - 1
+    parts = [packed >> (number * bits) if number else packed for number in range(8 // bits)]
+    return [part if number == len(parts) - 1 else part & top for number, part in enumerate(parts)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +48,8 @@ class Groups(Codec):
     """Codes between the smallest and the largest of a group: ``q = round((x - low) / step)``, ``step = (high - low) /
     (2^bits - 1)``; keys per channel over ``group`` tokens, values per token over ``group`` channels.
 
-    A code holds ``keys`` and ``values``, packed ``[entries, head_dim * bits / 8]``; ``page [entries]`` int16, which page
-    of key scales an entry belongs to; ``key_low``, ``key_step [pages, head_dim]``; ``value_low``, ``value_step
+    A code holds ``keys`` and ``values``, packed ``[entries, head_dim * bits / 8]``; ``page [entries]`` int32, which
+    page of key scales an entry belongs to; ``key_low``, ``key_step [pages, head_dim]``; ``value_low``, ``value_step
     [entries, head_dim / group]``.
     """
 
@@ -89,13 +96,42 @@ class Groups(Codec):
         return codes.to(torch.uint8), low, step
 
     def keys(self, code: Code, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-        codes, page = unpack(code["keys"][start:stop], self.bits).to(dtype), code["page"][start:stop]
-        return torch.addcmul(code["key_low"][page], codes, code["key_step"][page]).to(dtype)
+        codes, page = torch.cat(unpack(code["keys"][start:stop], self.bits), -1), code["page"][start:stop]
+        return torch.addcmul(code["key_low"][page], codes.to(dtype), code["key_step"][page]).to(dtype)
 
     def values(self, code: Code, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-        codes = unpack(code["values"][start:stop], self.bits).to(dtype).unflatten(-1, (-1, self.group))
+        codes = torch.cat(unpack(code["values"][start:stop], self.bits), -1).to(dtype).unflatten(-1, (-1, self.group))
         low, step = code["value_low"][start:stop, :, None], code["value_step"][start:stop, :, None]
         return torch.addcmul(low, codes, step).flatten(-2).to(dtype)
+
+    def logits(self, code: Code, query: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """``q · (low + code * step) = q · low + (q * step) · code``: the step goes into the query, page by page."""
+        whole = len(code["page"]) == len(code["key_low"]) * self.group and start % self.group == stop % self.group == 0
+        if not whole or query[..., 0].numel() > FEW:
+            return query @ self.keys(code, start, stop, query.dtype).T
+        pages = slice(start // self.group, stop // self.group)
+        rows = query.flatten(0, 1).float()
+        scaled = (rows * code["key_step"][pages, None].float()).split(rows.shape[1] * self.bits // 8, -1)
+        found = (rows @ code["key_low"][pages].float().T).T[..., None]
+        for part, codes in zip(scaled, unpack(code["keys"][start:stop], self.bits), strict=True):
+            found = torch.baddbmm(found, part, codes.float().unflatten(0, (-1, self.group)).transpose(1, 2))
+        return found.transpose(0, 1).flatten(1).view(*query.shape[:2], -1).to(query.dtype)
+
+    def mix(self, code: Code, attention: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """``a · (low + code * step) = a · low + (a * step) · code``: the step goes into the attention, per group."""
+        width = code["values"].shape[1]
+        if attention[..., 0].numel() > FEW or max(width, self.group) % min(width, self.group):
+            return attention @ self.values(code, start, stop, attention.dtype)
+        rows, run = attention.flatten(0, 1).float(), min(width, self.group)
+        low, step = (code[name][start:stop].float() for name in ("value_low", "value_step"))
+        found, channel = [], 0
+        for part in unpack(code["values"][start:stop], self.bits):
+            for codes in part.float().split(run, -1):
+                group = channel // self.group
+                found.append((rows * step[:, group]) @ codes)
+                channel += run
+        mixed = torch.cat(found, -1) + (rows @ low).repeat_interleave(self.group, -1)
+        return mixed.view(*attention.shape[:2], -1).to(attention.dtype)
 
     def take(self, code: Code, index: torch.Tensor) -> Code:
         pages, page = code["page"][index].unique_consecutive(return_inverse=True)
@@ -109,7 +145,7 @@ class Groups(Codec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KIVI(KVMethod):
+class Kivi(KVMethod):
     """Old entries in few bits, recent ones whole.
 
     Attributes:
