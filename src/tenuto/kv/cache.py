@@ -56,6 +56,7 @@ class KVCache(Cache):  # type: ignore[misc]
 
     # One step.
 
+    @torch.no_grad()
     def begin(
         self, batch: int, new: int, mask: torch.Tensor | None, positions: torch.Tensor | None, device: Any
     ) -> None:
@@ -126,6 +127,7 @@ class KVCache(Cache):  # type: ignore[misc]
         """Whether layers must wait for each other."""
         return self.policy.allocator.joint or self.policy.scorer.observes == "replay"
 
+    @torch.no_grad()
     def compress(self) -> None:
         """End a prefill: compress every row to the budget. Nothing happens if no token came since the last time."""
         self.pending = False

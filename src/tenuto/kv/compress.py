@@ -46,8 +46,8 @@ def _left_padded(parts: Sequence[torch.Tensor], fill: float) -> torch.Tensor:
     if all(part.shape[0] == longest for part in parts):
         return torch.stack(list(parts))
     out = parts[0].new_full((len(parts), longest, *parts[0].shape[1:]), fill)
-    for row, part in zip(out, parts, strict=True):
-        row[longest - part.shape[0] :] = part
+    for row, part in enumerate(parts):
+        out[row, longest - part.shape[0] :] = part
     return out
 
 

@@ -75,18 +75,14 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         if step is None:
             raise AttachError("This cache belongs to an attached model. Use it inside `with tenuto.attach(...)`.")
         self.site = replace(self.site, scaling=scaling)
-        if self.held is None:
-            self.held = self._empty(key.detach(), value.detach())
-        if step.settle:
-            self.held = settle(self.held, {}, {})
-        self.held.store.spare = step.spare
-        self.held.store.append(key.detach(), value.detach(), step.index, step.valid)
-        if step.remember:
-            self._remember(query.detach(), step)
+        with torch.no_grad():
+            held = self.held = self._holding(key, value, step)
+            if step.remember:
+                self._remember(query, step)
         watch = step.observing and policy.scorer.observes != "no"
         output = attend(
             query,
-            self.held,
+            held,
             valid=step.valid,
             scaling=scaling,
             softcap=softcap,
@@ -95,6 +91,13 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         if step.now is not None:
             self.compress([[self.look(row)] for row in range(len(self.sequences.seen))], step.now)
         return output
+
+    def _holding(self, key: torch.Tensor, value: torch.Tensor, step: Step) -> Held:
+        held = self._empty(key, value) if self.held is None else self.held
+        held = settle(held, {}, {}) if step.settle else held
+        held.store.spare = step.spare
+        held.store.append(key, value, step.index, step.valid)
+        return held
 
     def _empty(self, key: torch.Tensor, value: torch.Tensor) -> Held:
         rows, heads = key.shape[:2]
@@ -117,6 +120,7 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
                 torch.cat([older, latest.queries], 1), torch.cat([before.index, latest.index]).clone()
             )
 
+    @torch.no_grad()
     def _observe(self, segment: int, attention: torch.Tensor, queries: torch.Tensor) -> None:
         held, step = self.held, self.step
         if held is None or step is None:
@@ -133,6 +137,7 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         if part is not None:
             part.copy_(after[older:])
 
+    @torch.no_grad()
     def look(self, row: int) -> Scored:
         """What this layer shows an allocator of one row: its view, scored."""
         policy, probes = self.policy, self.probes[row]
@@ -151,11 +156,13 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
             raise AttachError("The cache is empty: run the model first.")
         return self.held
 
+    @torch.no_grad()
     def compress(self, rows: Sequence[Sequence[Scored] | None], totals: Sequence[int]) -> None:
         """Compress by itself: ``rows`` holds this layer's scored view per row, None to leave a row as it is."""
         chosen = [None if s is None else plan(self.policy, s, totals[row])[0] for row, s in enumerate(rows)]
         self.keep({row: (s[0], c) for row, (s, c) in enumerate(zip(rows, chosen, strict=True)) if s and c is not None})
 
+    @torch.no_grad()
     def keep(self, rows: dict[int, tuple[Scored, torch.Tensor]]) -> None:
         """Make a selection final: scored view and classes kept, per row."""
         held, policy = self._held(), self.policy
