@@ -53,6 +53,8 @@ def test_top_k_keeps_what_is_protected_and_the_older_of_equals() -> None:
 class Greedy(Allocator):
     """More than there is."""
 
+    joint = True
+
     def allocate(self, layers: list[Scored], total: int) -> list[torch.Tensor]:  # type: ignore[override]
         return [torch.full((2,), total) for _ in layers]
 

@@ -95,7 +95,9 @@ class Allocator(ABC):
         """Entries to keep, ``[kv_heads]`` int64 per layer, protected ones included.
 
         The engine raises a count to what is protected and lowers it to what is held. ``layers`` is all of them if
-        ``joint``, else one; ``total`` is what they may hold together, all KV heads counted.
+        ``joint``, else one; ``total`` is what they may hold together, all KV heads counted. An allocator that gives one
+        layer more than another without looking at scores (from ``view.layer`` and ``view.layers``) need not be joint:
+        it sees each layer with an even share, and its counts must add up to no more over all layers.
         """
 
 

@@ -102,12 +102,13 @@ def plan(policy: KVPolicy, layers: Sequence[Scored], total: int) -> list[torch.T
     """What is kept of each layer: classes ``[kv_heads, entries]`` uint8; ``total`` entries may be held together.
 
     Raises:
-        PolicyError: the allocator gave more than there is, or the selector another number than it was given.
+        PolicyError: a joint allocator gave out more than there is, or the selector another number than it was given.
     """
     heads = sum(layer.scores.shape[0] for layer in layers)
     kept = []
     wanted = policy.allocator.allocate(layers, max(total - heads * policy.losers.extra, 0))
-    if sum(int(counts.sum()) for counts in wanted) > max(total, heads * policy.floor):
+    given = sum(int(counts.sum()) for counts in wanted)
+    if policy.allocator.joint and given > max(total, heads * policy.floor):
         raise PolicyError(f"{type(policy.allocator).__name__} gave out more entries than the budget of {total}.")
     for layer, counts in zip(layers, wanted, strict=True):
         least = layer.protected.sum(-1)
