@@ -49,7 +49,7 @@ def draw(model: ImageModel, job: Job, batches: list[range]) -> torch.Tensor:
 
 
 def measure(model: ImageModel, job: Job, text: str, reference: torch.Tensor) -> Point:
-    with tenuto.attach(model.pipe, catalog.parse(text)) as run:
+    with tenuto.attach(model.pipe, catalog.parse(text, "diffusion")) as run:
         pictures = draw(model, job, job.batches)
     return Point(text, run.telemetry.flops_speedup or 1.0, psnr(pictures, reference).tolist())
 

@@ -110,7 +110,7 @@ def main() -> None:
     try:
         images.bench(
             MODEL,
-            [catalog.parse(text) for text in ours],
+            [catalog.parse(text, "diffusion") for text in ours],
             args.out,
             job,
             rivals=theirs,

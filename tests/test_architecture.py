@@ -67,7 +67,8 @@ def no_docstring(text: str) -> list[str]:
 
 
 def not_one_method(text: str) -> list[str]:
-    names = subclasses(text, "FeaturePolicy") + subclasses(text, "WrappingPolicy")
+    bases = ("FeaturePolicy", "WrappingPolicy", "KVMethod")
+    names = [name for base in bases for name in subclasses(text, base)]
     paper = re.search(r"https?://\S+", ast.get_docstring(ast.parse(text)) or "")
     return ([] if len(names) == 1 else [f"policies {names}, one allowed"]) + ([] if paper else ["no link to the paper"])
 

@@ -1,4 +1,4 @@
-"""ErrorBudget: what is left, and what is refused."""
+"""ErrorBudget and MemoryBudget: what is left, how it is written, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 import tenuto
+from tenuto.budget import MemoryBudget
 from tenuto.errors import InputError
 
 
@@ -37,3 +38,47 @@ def test_what_is_no_budget(rtol: float) -> None:
 def test_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         tenuto.ErrorBudget(rtol=0.1).spent = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("budget", "text"),
+    [
+        (MemoryBudget.keep(0.25), "keep=0.25"),
+        (MemoryBudget.keep(1), "keep=1.0"),
+        (MemoryBudget.keep(1e-05), "keep=1e-05"),
+        (MemoryBudget.tokens(512), "tokens=512"),
+        (MemoryBudget.bytes(20 * 2**20), "bytes=20MiB"),
+        (MemoryBudget.bytes(3 * 2**30), "bytes=3GiB"),
+        (MemoryBudget.bytes(1000), "bytes=1000"),
+    ],
+)
+def test_memory_budgets_are_text(budget: MemoryBudget, text: str) -> None:
+    assert str(budget) == text
+    assert MemoryBudget.parse(text) == budget
+    assert hash(MemoryBudget.parse(f" {text} ")) == hash(budget)
+
+
+def test_bytes_may_have_a_unit() -> None:
+    assert MemoryBudget.parse("bytes=1.5KiB") == MemoryBudget.bytes(1536)
+    assert MemoryBudget.parse("bytes=12B") == MemoryBudget.bytes(12)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("keep=0", "above 0 and at most 1"),
+        ("keep=1.2", "above 0 and at most 1"),
+        ("tokens=0", "give at least 1"),
+        ("tokens=2.5", "tokens are a whole number"),
+        ("bytes=0", "give at least 1"),
+        ("kep=0.5", "'kep' is no kind of budget. Did you mean 'keep'?"),
+        ("keep=0.5MiB", "is no budget. Write keep=0.25"),
+        ("keep", "is no budget. Write keep=0.25"),
+        ("keep=1.2.3", "is no budget. Write keep=0.25"),
+    ],
+)
+def test_what_is_no_memory_budget(text: str, said: str) -> None:
+    with pytest.raises(InputError) as error:
+        MemoryBudget.parse(text)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

@@ -11,14 +11,20 @@ import tenuto
 from tenuto import catalog
 from tenuto.diffusion.policies.adacorrection import AdaCorrection
 from tenuto.errors import PolicyError
+from tenuto.kv.policy import Combined
 
 OWN = {"adacorrection", "every_n", "fastcache", "first_block", "taylorseer", "teacache"}
+KV = {"adakv", "kivi", "knorm", "snapkv", "streaming_llm"}
 
 
 def test_every_policy_file_is_found() -> None:
-    assert set(catalog.methods()) >= OWN
+    assert set(catalog.methods()) >= OWN | KV
+    assert set(catalog.methods("diffusion")) >= OWN
+    assert set(catalog.methods("kv")) >= KV
+    assert not set(catalog.methods("kv")) & OWN
     assert catalog.methods()["every_n"].cls is tenuto.EveryN
-    assert all(info.family == "diffusion" and info.summary for info in catalog.methods().values())
+    assert all(info.summary for info in catalog.methods().values())
+    assert {catalog.method(name).family for name in KV} == {"kv"}
 
 
 def test_text_is_short_and_comes_back() -> None:
@@ -29,7 +35,7 @@ def test_text_is_short_and_comes_back() -> None:
     assert catalog.parse(catalog.text(third)) == third
 
 
-@pytest.mark.parametrize("name", sorted(OWN))
+@pytest.mark.parametrize("name", sorted(OWN | KV))
 def test_sweeps_round_trip(name: str) -> None:
     info = catalog.method(name)
     assert info.cls.sweep
@@ -51,7 +57,7 @@ def test_types_come_from_the_dataclass(plugin: str) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("evry_n", "Unknown policy 'evry_n'. Did you mean 'every_n'? Allowed: adacorrection, every_n, fastcache"),
+        ("evry_n", "Unknown policy 'evry_n'. Did you mean 'every_n'? Allowed: adacorrection, adakv, every_n"),
         ("", "Unknown policy ''"),
         ("first_block:treshold=1", "no option 'treshold'. Did you mean 'threshold'? Allowed: threshold, warmup"),
         ("every_n:n=2.5", "n=2.5 is not allowed: give a whole number"),
@@ -126,6 +132,38 @@ def test_lists_of_methods_around_others() -> None:
 def test_lists_that_are_wrong(given: str, said: str) -> None:
     with pytest.raises(PolicyError, match=said):
         catalog.parse_list(given)
+
+
+def test_methods_of_the_kv_family_combine() -> None:
+    policy = catalog.parse("adakv:window=8 + kivi:bits=4,group=16")
+    assert policy == Combined((tenuto.AdaKV(window=8), tenuto.Kivi(bits=4, group=16)))
+    assert catalog.text(policy) == "adakv:window=8+kivi:bits=4,group=16"
+    assert catalog.parse_list("snapkv,adakv:window=8,kernel=3+kivi,bits=4,knorm", "kv") == [
+        tenuto.SnapKV(),
+        Combined((tenuto.AdaKV(window=8, kernel=3), tenuto.Kivi(bits=4))),
+        tenuto.Knorm(),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("every_n+snapkv", "only methods of the KV family"),
+        ("snapkv+knorm", "Knorm adds nothing"),
+        ("snapkv+", "Unknown policy"),
+        ("snapkv+kvi", "Unknown policy 'kvi'. Did you mean 'kivi'?"),
+    ],
+)
+def test_combinations_that_are_wrong(given: str, said: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        catalog.parse(given)
+    assert said in str(caught.value)
+
+
+def test_a_family_can_be_asked_for() -> None:
+    assert catalog.parse("knorm", "kv") == tenuto.Knorm()
+    with pytest.raises(PolicyError, match="Unknown policy 'knorm'"):
+        catalog.parse("knorm", "diffusion")
 
 
 def test_a_policy_from_outside_is_one_file_and_an_entry_point(plugin: str) -> None:

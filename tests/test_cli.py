@@ -129,7 +129,7 @@ def test_demo(tiny_model: Path, offline: None, tmp_path: Path, monkeypatch: pyte
     assert f"Report: {tmp_path / 'out' / 'tenuto-report.html'}" in result.stdout
     assert (tmp_path / "out" / "tenuto-report.html").stat().st_size > 10_000
     names = [run.policy.partition(":")[0] for run in read_runs(tmp_path / "out" / "tenuto-report")]
-    assert {"none", "fewer_steps", *catalog.methods()} == set(names)
+    assert {"none", "fewer_steps", *catalog.methods("diffusion")} == set(names)
     assert all(name in result.stdout for name in names)
 
 

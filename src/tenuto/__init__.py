@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 # sync: begin (written by `make sync`)
 if TYPE_CHECKING:
-    from tenuto.budget import ErrorBudget
+    from tenuto.budget import ErrorBudget, MemoryBudget
     from tenuto.calibration import Profile
     from tenuto.diffusion.attach import attach
     from tenuto.diffusion.calibrate import calibrate
@@ -27,9 +27,16 @@ if TYPE_CHECKING:
     from tenuto.diffusion.policies.teacache import TeaCache
     from tenuto.errors import AttachError, CalibrationError, InputError, ModelError, PolicyError, TenutoError
     from tenuto.eval.run import Run
+    from tenuto.kv.policies.adakv import AdaKV
+    from tenuto.kv.policies.kivi import Kivi
+    from tenuto.kv.policies.knorm import Knorm
+    from tenuto.kv.policies.snapkv import SnapKV
+    from tenuto.kv.policies.streaming_llm import StreamingLLM
+    from tenuto.kv.policy import KVPolicy
 
 _HOMES = {
     "AdaCorrection": "tenuto.diffusion.policies.adacorrection",
+    "AdaKV": "tenuto.kv.policies.adakv",
     "AttachError": "tenuto.errors",
     "CalibrationError": "tenuto.errors",
     "ErrorBudget": "tenuto.budget",
@@ -37,10 +44,16 @@ _HOMES = {
     "FastCache": "tenuto.diffusion.policies.fastcache",
     "FirstBlock": "tenuto.diffusion.policies.first_block",
     "InputError": "tenuto.errors",
+    "KVPolicy": "tenuto.kv.policy",
+    "Kivi": "tenuto.kv.policies.kivi",
+    "Knorm": "tenuto.kv.policies.knorm",
+    "MemoryBudget": "tenuto.budget",
     "ModelError": "tenuto.errors",
     "PolicyError": "tenuto.errors",
     "Profile": "tenuto.calibration",
     "Run": "tenuto.eval.run",
+    "SnapKV": "tenuto.kv.policies.snapkv",
+    "StreamingLLM": "tenuto.kv.policies.streaming_llm",
     "TaylorSeer": "tenuto.diffusion.policies.taylorseer",
     "TeaCache": "tenuto.diffusion.policies.teacache",
     "TenutoError": "tenuto.errors",
@@ -49,6 +62,7 @@ _HOMES = {
 }
 __all__ = [
     "AdaCorrection",
+    "AdaKV",
     "AttachError",
     "CalibrationError",
     "ErrorBudget",
@@ -56,10 +70,16 @@ __all__ = [
     "FastCache",
     "FirstBlock",
     "InputError",
+    "KVPolicy",
+    "Kivi",
+    "Knorm",
+    "MemoryBudget",
     "ModelError",
     "PolicyError",
     "Profile",
     "Run",
+    "SnapKV",
+    "StreamingLLM",
     "TaylorSeer",
     "TeaCache",
     "TenutoError",

@@ -1,7 +1,9 @@
-"""Finds methods by name: the files in ``diffusion/policies/`` and the entry points of the group ``tenuto.diffusion``.
+"""Finds methods by name: the files in a family's ``policies/`` and the entry points of its group ``tenuto.<family>``.
 
-A policy is written as text, on the command line and in a Run: ``name`` or ``name:option=value,option=value``. A method
-that wraps another follows it after a plus: ``every_n:n=3+adacorrection:tokens=0.25``.
+A policy is written as text, on the command line and in a Run: ``name`` or ``name:option=value,option=value``. A
+diffusion method that wraps another follows it after a plus, ``every_n:n=3+adacorrection:gain=0.8``. Methods of the KV
+family may be combined in the same way, ``adakv+kivi:bits=4``: a later one fills the blocks the earlier leave open.
+Names are unique over all families.
 """
 
 from __future__ import annotations
@@ -10,20 +12,40 @@ import importlib
 import inspect
 import math
 import pkgutil
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints, overload
 
-from tenuto.diffusion import policies
+import tenuto.diffusion.policies
+import tenuto.kv.policies
 from tenuto.diffusion.policy import FeaturePolicy, WrappingPolicy
 from tenuto.errors import PolicyError, closest
+from tenuto.kv.policy import Combined, KVMethod
 
-__all__ = ["MethodInfo", "Option", "bibtex", "describe", "method", "methods", "parse", "parse_list", "text"]
+__all__ = [
+    "Family",
+    "MethodInfo",
+    "Option",
+    "Policy",
+    "bibtex",
+    "describe",
+    "method",
+    "methods",
+    "parse",
+    "parse_list",
+    "text",
+]
 
-FAMILY = "diffusion"
-GROUP = "tenuto.diffusion"
+Family = Literal["diffusion", "kv"]
+Policy = FeaturePolicy | KVMethod
+
+_FAMILIES: dict[Family, tuple[ModuleType, type]] = {
+    "diffusion": (tenuto.diffusion.policies, FeaturePolicy),
+    "kv": (tenuto.kv.policies, KVMethod),
+}
 INNER, PLUS = "inner", "+"
 
 
@@ -42,8 +64,8 @@ class MethodInfo:
     """A method that was found: its name in text, its family, and the class that makes policies."""
 
     name: str
-    family: str
-    cls: type[FeaturePolicy]
+    family: Family
+    cls: type[Policy]
 
     @property
     def summary(self) -> str:
@@ -74,42 +96,47 @@ class MethodInfo:
         return found
 
 
-def methods() -> dict[str, MethodInfo]:
-    """Every method that is installed, by name, sorted.
+def methods(family: Family | None = None) -> dict[str, MethodInfo]:
+    """Every method that is installed, by name, sorted; of one family if it is given.
 
     Raises:
         PolicyError: two methods share a name, or a file or an entry point does not give exactly one policy class.
     """
     found: dict[str, MethodInfo] = {}
     origins: dict[str, str] = {}
-    for name, cls, origin in (*_from_files(), *_from_entry_points()):
-        if name in found:
-            raise PolicyError(f"Two methods are called {name!r}: {origins[name]} and {origin}. Rename or remove one.")
-        found[name], origins[name] = MethodInfo(name, FAMILY, cls), origin
-    return dict(sorted(found.items()))
+    for kind in _FAMILIES:
+        for name, cls, origin in (*_from_files(kind), *_from_entry_points(kind)):
+            if name in found:
+                raise PolicyError(
+                    f"Two methods are called {name!r}: {origins[name]} and {origin}. Rename or remove one."
+                )
+            found[name], origins[name] = MethodInfo(name, kind, cls), origin
+    return {name: info for name, info in sorted(found.items()) if family in (None, info.family)}
 
 
-def _from_files() -> Iterator[tuple[str, type[FeaturePolicy], str]]:
+def _from_files(family: Family) -> Iterator[tuple[str, type[Policy], str]]:
+    policies, base = _FAMILIES[family]
     for module in pkgutil.iter_modules(policies.__path__):
         path = f"{policies.__name__}.{module.name}"
-        yield module.name, _only_policy(importlib.import_module(path)), path
+        yield module.name, _only_policy(importlib.import_module(path), base), path
 
 
-def _only_policy(module: ModuleType) -> type[FeaturePolicy]:
-    here = [cls for cls in vars(module).values() if _is_policy(cls) and cls.__module__ == module.__name__]
+def _only_policy(module: ModuleType, base: type) -> type[Policy]:
+    here = [cls for cls in vars(module).values() if _is_policy(cls, base) and cls.__module__ == module.__name__]
     if len(here) != 1:
         names = ", ".join(cls.__name__ for cls in here) or "none"
         raise PolicyError(f"{module.__name__} must define exactly one policy class, found: {names}.")
-    found: type[FeaturePolicy] = here[0]
+    found: type[Policy] = here[0]
     return found
 
 
-def _is_policy(value: object) -> bool:
-    return inspect.isclass(value) and issubclass(value, FeaturePolicy) and not inspect.isabstract(value)
+def _is_policy(value: object, base: type) -> bool:
+    return inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value)
 
 
-def _from_entry_points() -> Iterator[tuple[str, type[FeaturePolicy], str]]:
-    for point in entry_points(group=GROUP):
+def _from_entry_points(family: Family) -> Iterator[tuple[str, type[Policy], str]]:
+    _, base = _FAMILIES[family]
+    for point in entry_points(group=f"tenuto.{family}"):
         origin = f"the entry point {point.value}"
         try:
             cls = point.load()
@@ -117,18 +144,18 @@ def _from_entry_points() -> Iterator[tuple[str, type[FeaturePolicy], str]]:
             raise PolicyError(
                 f"Method {point.name!r}: {origin} cannot be loaded ({error}). Uninstall or fix it."
             ) from error
-        if not _is_policy(cls):
-            raise PolicyError(f"Method {point.name!r}: {origin} is not a FeaturePolicy class. Uninstall or fix it.")
+        if not _is_policy(cls, base):
+            raise PolicyError(f"Method {point.name!r}: {origin} is not a {base.__name__} class. Uninstall or fix it.")
         yield point.name, cls, origin
 
 
-def method(name: str) -> MethodInfo:
+def method(name: str, family: Family | None = None) -> MethodInfo:
     """One method by name.
 
     Raises:
-        PolicyError: there is none of that name.
+        PolicyError: there is none of that name (in that family, if one is given).
     """
-    known = methods()
+    known = methods(family)
     if name not in known:
         raise PolicyError(f"Unknown policy {name!r}.{closest(name, known)}")
     return known[name]
@@ -160,30 +187,41 @@ def bibtex(info: MethodInfo) -> str:
     )
 
 
-def parse(given: str) -> FeaturePolicy:
-    """The policy that a text such as ``first_block:threshold=0.1`` or ``every_n+adacorrection`` names.
+@overload
+def parse(given: str, family: Literal["diffusion"]) -> FeaturePolicy: ...
+@overload
+def parse(given: str, family: Literal["kv"]) -> KVMethod: ...
+@overload
+def parse(given: str, family: None = None) -> Any: ...
+def parse(given: str, family: Family | None = None) -> Any:
+    """The policy that a text such as ``first_block:threshold=0.1``, ``every_n+adacorrection`` or ``adakv+kivi`` names.
 
     Raises:
         PolicyError: an unknown name or option, a value of the wrong type, or a plus where it does not belong.
         InputError: a value that the policy refuses.
     """
-    policy: FeaturePolicy | None = None
-    for part in given.split(PLUS):
-        policy = _parse_one(part, policy)
-    if policy is None:
-        raise PolicyError("No policy was given. Write name or name:option=value.")
+    first, *others = re.split(r"\+(?=\s*[A-Za-z_])", given)
+    policy = _parse_one(first, family, None)
+    if isinstance(policy, KVMethod) and others:
+        rest = [_parse_one(part, family, None) for part in others]
+        if not all(isinstance(part, KVMethod) for part in rest):
+            raise PolicyError(f"{given!r}: a method of the KV family can be combined with others of it only.")
+        return Combined((policy, *rest))
+    for part in others:
+        policy = _parse_one(part, family, policy)
     return policy
 
 
-def _parse_one(given: str, inner: FeaturePolicy | None) -> FeaturePolicy:
+def _parse_one(given: str, family: Family | None, inner: FeaturePolicy | None) -> Any:
     name, colon, rest = (part.strip() for part in given.partition(":"))
-    found = method(name)
+    found = method(name, family)
     if found.wraps and inner is None:
         raise PolicyError(f"{name} goes around another policy: write it after one, for example every_n:n=3+{name}.")
     if inner is not None and not found.wraps:
-        around = ", ".join(info.name for info in methods().values() if info.wraps) or "none"
+        around = ", ".join(info.name for info in methods("diffusion").values() if info.wraps) or "none"
         raise PolicyError(f"{name} cannot follow a plus: it wraps no other policy. Those that do: {around}.")
-    options, values = found.options(), {INNER: inner} if found.wraps else {}
+    options = found.options()
+    values: dict[str, Any] = {INNER: inner} if found.wraps else {}
     for item in rest.split(",") if colon else ():
         key, equals, value = (part.strip() for part in item.partition("="))
         if key not in options:
@@ -223,10 +261,16 @@ def _read(label: str, value: str, kind: type) -> Any:
         raise PolicyError(f"{label}={value} is not allowed: give {allowed}.") from error
 
 
-def parse_list(given: str) -> list[FeaturePolicy]:
+@overload
+def parse_list(given: str, family: Literal["diffusion"]) -> list[FeaturePolicy]: ...
+@overload
+def parse_list(given: str, family: Literal["kv"]) -> list[KVMethod]: ...
+@overload
+def parse_list(given: str, family: None = None) -> list[Any]: ...
+def parse_list(given: str, family: Family | None = None) -> Any:
     """Policies from a text such as ``first_block:threshold=0.1,fastcache:alpha=0.05,rtol=0.1,every_n``.
 
-    A part ``option=value`` without a colon belongs to the policy before it.
+    A part that begins with ``option=value`` belongs to the policy before it.
 
     Raises:
         PolicyError: as for :func:`parse`, or a policy is listed twice.
@@ -234,32 +278,34 @@ def parse_list(given: str) -> list[FeaturePolicy]:
     """
     texts: list[str] = []
     for token in given.split(","):
-        if ":" in token or "=" not in token:
+        if "=" not in re.split("[+:]", token)[0]:
             texts.append(token)
         elif texts:
             texts[-1] += ("," if ":" in texts[-1].rpartition(PLUS)[2] else ":") + token
         else:
             raise PolicyError(f"{token.strip()!r} comes before any policy. Write name:option=value,name,...")
-    found: dict[FeaturePolicy, None] = {}
+    found: dict[Policy, None] = {}
     for item in texts:
-        policy = parse(item)
+        policy = parse(item, family)
         if policy in found:
             raise PolicyError(f"The policy {text(policy)!r} is listed twice. List it once.")
         found[policy] = None
     return list(found)
 
 
-def text(policy: FeaturePolicy) -> str:
+def text(policy: Policy) -> str:
     """The text that :func:`parse` turns back into this policy: its name and the options that differ from the default.
 
     Raises:
         PolicyError: the policy's class is not in the catalog.
     """
+    if isinstance(policy, Combined):
+        return "+".join(text(part) for part in policy.parts)
     name = next((info.name for info in methods().values() if info.cls is type(policy)), None)
     if name is None:
         raise PolicyError(
-            f"{type(policy).__name__} is not in the catalog. Put it in a file of tenuto/diffusion/policies, "
-            f"or declare an entry point in the group {GROUP!r}."
+            f"{type(policy).__name__} is not in the catalog. Put it in a file of its family's folder policies, "
+            "or declare an entry point in the group tenuto.diffusion or tenuto.kv."
         )
     before, changed = "", []
     for item in fields(policy):  # type: ignore[arg-type]

@@ -173,7 +173,7 @@ def diffusion(
     from tenuto.eval.job import Job
     from tenuto.eval.tasks import images
 
-    chosen = catalog.parse_list(policies)
+    chosen = catalog.parse_list(policies, "diffusion")
     job = Job(steps=steps, samples=samples, guidance=guidance, seed=seed, batch=batch)
     given = [Profile.load(path) for path in profile]
     runs = images.bench(model, chosen, out, job, profiles=given, shadow=shadow, device=device, command=_command())
@@ -255,7 +255,7 @@ def calibrate(
     from tenuto.eval.folders import check_file
     from tenuto.eval.pipelines import load_model
 
-    chosen = catalog.parse(policy)
+    chosen = catalog.parse(policy, "diffusion")
     check_file(out or own_place(chosen), ".safetensors")
     profile = fit_profile(load_model(model, device), chosen, steps=steps, guidance=guidance, seed=seed, runs=runs)
     path = profile.save(out or own_place(chosen, profile))
@@ -294,7 +294,7 @@ def run(
     from tenuto.eval.job import Job
     from tenuto.eval.tasks.single import draw, read_labels
 
-    chosen = catalog.parse(policy) if policy else None
+    chosen = catalog.parse(policy, "diffusion") if policy else None
     asked = read_labels(labels)
     job = Job(steps=steps, samples=len(asked), guidance=guidance, seed=seed)
     given = [Profile.load(path) for path in profile]

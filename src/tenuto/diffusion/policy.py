@@ -21,6 +21,7 @@ import torch
 from tenuto.budget import ErrorBudget
 from tenuto.errors import PolicyError
 from tenuto.gate import Verdict
+from tenuto.paper import Paper
 
 if TYPE_CHECKING:
     from tenuto.calibration import Profile
@@ -42,16 +43,6 @@ __all__ = [
 ]
 
 Streams = tuple[torch.Tensor | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Paper:
-    """Where a method comes from; ``tenuto cite`` prints it."""
-
-    title: str
-    authors: str
-    year: int
-    url: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,10 +88,11 @@ def space_of(info: MethodInfo) -> Space:
     Raises:
         PolicyError: it has an option that must be given but no ``sweep``, or declares a ``search`` of no such number.
     """
-    sweep = [catalog.parse(text) for text in info.cls.sweep]
-    base = sweep[len(sweep) // 2] if sweep else catalog.parse(info.name)
-    if info.cls.search:
-        return Space(info.name, base, tuple(_declared(info, info.cls.search)))
+    sweep = [catalog.parse(text, "diffusion") for text in info.cls.sweep]
+    base = sweep[len(sweep) // 2] if sweep else catalog.parse(info.name, "diffusion")
+    declared = info.cls.search if issubclass(info.cls, FeaturePolicy) else {}
+    if declared:
+        return Space(info.name, base, tuple(_declared(info, declared)))
     return Space(info.name, base, tuple(_varied(info, base, sweep)))
 
 

@@ -185,9 +185,9 @@ class _Work:
 
 def _spaces(names: Sequence[str]) -> list[Space]:
     if names:
-        return [space_of(catalog.method(name)) for name in dict.fromkeys(names)]
+        return [space_of(catalog.method(name, "diffusion")) for name in dict.fromkeys(names)]
     found = []
-    for info in catalog.methods().values():
+    for info in catalog.methods("diffusion").values():
         if info.cls.sweep or not any(option.required for option in info.options().values()):
             found.append(space_of(info))
     if not found:

@@ -47,7 +47,7 @@ DEMO = Job(steps=50, samples=40, guidance=1.5, seed=0)
 
 def demo_policies() -> list[FeaturePolicy]:
     """One policy of every method, from the middle of its sweep."""
-    found = catalog.methods().values()
+    found = catalog.methods("diffusion").values()
     return [catalog.parse(info.cls.sweep[len(info.cls.sweep) // 2] if info.cls.sweep else info.name) for info in found]
 
 

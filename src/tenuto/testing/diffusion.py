@@ -1,14 +1,7 @@
-"""Public conformance laws: what every method must satisfy, for the catalogue's own and for yours.
-
-    from tenuto.testing import check_feature_policy
-    check_feature_policy(MyPolicy(threshold=0.1))
-
-Each law is a function ``law_*``; a failed law raises :class:`LawError` with what was expected and what was seen.
-"""
+"""The laws of the diffusion family, and a tiny transformer to hold them on."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,19 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from tenuto import catalog
 from tenuto.calibration import Profile
 from tenuto.diffusion.attach import attach
 from tenuto.diffusion.calibrate import calibrate
 from tenuto.diffusion.policy import FeaturePolicy
+from tenuto.testing.law import LawError, expect, law_round_trip
 
-__all__ = ["LawError", "TinyDiT", "check_feature_policy", "denoise", "profile_for"]
+__all__ = ["LAWS", "STEPS", "LawError", "TinyDiT", "check_feature_policy", "denoise", "profile_for"]
 
 STEPS = 10
-
-
-class LawError(AssertionError):
-    """A method broke a law."""
 
 
 class _TinyBlock(nn.Module):
@@ -120,31 +109,10 @@ def profile_for(policy: FeaturePolicy, model: nn.Module, *, separate: bool = Fal
     return calibrate(model, policy, lambda s: denoise(model, s, separate=separate), seeds=range(100, 108), settings={})
 
 
-def _expect(truth: bool, law: str, seen: object) -> None:
-    if not truth:
-        raise LawError(f"law broken: {law}; seen: {seen}")
-
-
 @contextmanager
 def _on(model: nn.Module, policy: FeaturePolicy, profile: Profile | None) -> Iterator[Any]:
     with attach(model, policy, profile=profile) as run:
         yield run
-
-
-def law_round_trip(policy: FeaturePolicy) -> None:
-    """Frozen, hashable, and the same after a trip through text."""
-    text = catalog.text(policy)
-    _expect(catalog.parse(text) == policy, "a policy round-trips through text", text)
-    try:
-        same = hash(policy) == hash(catalog.parse(text))
-    except TypeError as error:
-        raise LawError(f"law broken: a policy is hashable; seen: {error}") from error
-    _expect(same, "equal policies have equal hashes", policy)
-    try:
-        setattr(policy, "warmup", 3)  # noqa: B010 (that it is forbidden is the point)
-    except (dataclasses.FrozenInstanceError, TypeError, AttributeError):
-        return
-    raise LawError(f"law broken: a policy is frozen; seen: {policy} took a new warmup")
 
 
 def law_closed_is_identity(closed: FeaturePolicy, profile: Profile | None = None) -> None:
@@ -153,8 +121,8 @@ def law_closed_is_identity(closed: FeaturePolicy, profile: Profile | None = None
     plain = denoise(model)
     with _on(model, closed, profile or profile_for(closed, model)) as run:
         cached = denoise(model)
-    _expect(run.telemetry.reuse_ratio == 0, "a closed gate never reuses", run.summary())
-    _expect(torch.equal(cached, plain), "a closed gate is bit-identical", (cached - plain).abs().max())
+    expect(run.telemetry.reuse_ratio == 0, "a closed gate never reuses", run.summary())
+    expect(torch.equal(cached, plain), "a closed gate is bit-identical", (cached - plain).abs().max())
 
 
 def law_warm_up(policy: FeaturePolicy) -> None:
@@ -164,8 +132,8 @@ def law_warm_up(policy: FeaturePolicy) -> None:
         denoise(model, 1)
         denoise(model, 2)
     early = {event.decision for event in run.telemetry.events if event.step < policy.warmup}
-    _expect(early == {"compute"}, f"the first {policy.warmup} steps compute", early)
-    _expect(len({event.generation for event in run.telemetry.events}) == 2, "two generations", run.summary())
+    expect(early == {"compute"}, f"the first {policy.warmup} steps compute", early)
+    expect(len({event.generation for event in run.telemetry.events}) == 2, "two generations", run.summary())
 
 
 def law_generations_apart(policy: FeaturePolicy) -> None:
@@ -178,7 +146,7 @@ def law_generations_apart(policy: FeaturePolicy) -> None:
             alone.append(denoise(model, seed))
     with _on(model, policy, profile):
         row = [denoise(model, 1), denoise(model, 2)]
-    _expect(all(map(torch.equal, row, alone)), "a new generation starts cold", "other results in a row than alone")
+    expect(all(map(torch.equal, row, alone)), "a new generation starts cold", "other results in a row than alone")
     woven: dict[int, torch.Tensor] = {}
     with _on(model, policy, profile) as run:
 
@@ -188,8 +156,8 @@ def law_generations_apart(policy: FeaturePolicy) -> None:
                     woven[2] = denoise(model, 2)
 
         woven[1] = denoise(model, 1, pause=second)
-    _expect(torch.equal(woven[1], alone[0]), "an interleaved generation keeps its state", "another result")
-    _expect(torch.equal(woven[2], alone[1]), "an interleaving generation has its own state", "another result")
+    expect(torch.equal(woven[1], alone[0]), "an interleaved generation keeps its state", "another result")
+    expect(torch.equal(woven[2], alone[1]), "an interleaving generation has its own state", "another result")
 
 
 def law_guidance(policy: FeaturePolicy) -> None:
@@ -198,9 +166,9 @@ def law_guidance(policy: FeaturePolicy) -> None:
     for separate in (False, True):
         with _on(model, policy, profile_for(policy, model, separate=separate)) as run:
             result = denoise(model, 1, batch=3, separate=separate)
-        _expect(bool(torch.isfinite(result).all()), "finite output", result)
+        expect(bool(torch.isfinite(result).all()), "finite output", result)
         branches = {event.branch for event in run.telemetry.events}
-        _expect(len(branches) == 1 + separate, "one state per guidance branch", branches)
+        expect(len(branches) == 1 + separate, "one state per guidance branch", branches)
 
 
 def law_identical_inputs(policy: FeaturePolicy) -> None:
@@ -211,7 +179,7 @@ def law_identical_inputs(policy: FeaturePolicy) -> None:
     with torch.no_grad(), _on(model, policy, profile) as run:
         for index in range(8):  # a creeping timestep: the input is the same, the model moves by 1e-6
             model(x, torch.full((2,), 500.0 - index * 1e-4), label)
-    _expect(run.telemetry.reuse_ratio > 0, "identical inputs are reused after warm-up", run.summary())
+    expect(run.telemetry.reuse_ratio > 0, "identical inputs are reused after warm-up", run.summary())
 
 
 def law_detaches(policy: FeaturePolicy) -> None:
@@ -227,8 +195,8 @@ def law_detaches(policy: FeaturePolicy) -> None:
         except KeyboardInterrupt:
             pass
         left = [name for name, module in model.named_modules() if "forward" in vars(module)]
-        _expect(not left, "no wrapper is left behind", left)
-        _expect(torch.equal(denoise(model), plain), "the model is as it was", f"another output (exception: {fail})")
+        expect(not left, "no wrapper is left behind", left)
+        expect(torch.equal(denoise(model), plain), "the model is as it was", f"another output (exception: {fail})")
 
 
 def law_honest_books(policy: FeaturePolicy) -> None:
@@ -240,10 +208,10 @@ def law_honest_books(policy: FeaturePolicy) -> None:
         run.reset()
         left = run.telemetry.cache_bytes
     surrogate = run.denoisers[0].cache.composition.estimator.nbytes()
-    _expect(held > left == surrogate, "state is counted when held and uncounted when dropped", (held, left))
+    expect(held > left == surrogate, "state is counted when held and uncounted when dropped", (held, left))
     if run.telemetry.reuse_ratio > 0:
         cheaper = run.telemetry.flops < run.telemetry.full_flops
-        _expect(cheaper, "reuse saves operations", run.summary())
+        expect(cheaper, "reuse saves operations", run.summary())
 
 
 def law_shadow_sees_every_error(policy: FeaturePolicy) -> None:
@@ -254,9 +222,9 @@ def law_shadow_sees_every_error(policy: FeaturePolicy) -> None:
         cached = denoise(model, 1)
     with attach(model, policy, profile=profile, shadow=True) as run:
         shadowed = denoise(model, 1)
-    _expect(torch.equal(cached, shadowed), "shadow mode changes no output", (cached - shadowed).abs().max())
+    expect(torch.equal(cached, shadowed), "shadow mode changes no output", (cached - shadowed).abs().max())
     known = {event.error is not None for event in run.telemetry.events if event.decision != "compute"}
-    _expect(known <= {True}, "every estimate has its error in shadow mode", run.summary())
+    expect(known <= {True}, "every estimate has its error in shadow mode", run.summary())
 
 
 def law_errors_within_budget(policy: FeaturePolicy) -> None:
@@ -271,8 +239,8 @@ def law_errors_within_budget(policy: FeaturePolicy) -> None:
             for seed in range(6):
                 denoise(model, seed, batch=1 + seed % 3, separate=separate)
         for sums in run.telemetry.errors():
-            _expect(sums.worst <= budget.rtol, f"an error stays within rtol={budget.rtol}", sums)
-            _expect(sums.total <= budget.total, f"errors of a generation stay within {budget.total}", sums)
+            expect(sums.worst <= budget.rtol, f"an error stays within rtol={budget.rtol}", sums)
+            expect(sums.total <= budget.total, f"errors of a generation stay within {budget.total}", sums)
 
 
 LAWS: tuple[Callable[[FeaturePolicy], None], ...] = (

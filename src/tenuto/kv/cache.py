@@ -1,0 +1,348 @@
+"""The cache: one :class:`KVLayer` per layer of full attention, one budget over all of them, and the books.
+
+A forward call is one *step*: :meth:`KVCache.begin`, the layers' attention, :meth:`KVCache.finish`. A step of several
+tokens is a prefill and is compressed at its end; where a prompt comes in chunks, the engine must be told (``generate``
+with ``prefill_chunk_size`` tells it, ``with run.prefill():`` does so by hand) and compresses once, after the last
+chunk, so that chunked and one-shot prefill keep the same entries.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+
+from tenuto.budget import MemoryBudget
+from tenuto.errors import AttachError, InputError
+from tenuto.kv.compress import plan
+from tenuto.kv.layer import KVLayer
+from tenuto.kv.models import Layout
+from tenuto.kv.policy import KVPolicy
+from tenuto.kv.step import Sequences, Step
+
+__all__ = ["KVCache"]
+
+ROOM = 16
+"""Entries per head a full layer grows by while decoding."""
+
+
+class KVCache(Cache):  # type: ignore[misc]
+    """Keys and values under a policy and a budget. Made by an attached run; layers that slide are transformers' own.
+
+    Attributes:
+        policy, budget, layout: what it was made with.
+        sequences: what all layers know about the rows.
+        replay: runs the model for a scorer that asks for it, on this cache.
+    """
+
+    def __init__(
+        self, policy: KVPolicy, budget: MemoryBudget, layout: Layout, replay: Callable[[KVCache], None]
+    ) -> None:
+        self.policy, self.budget, self.layout, self.replay = policy, budget, layout, replay
+        self.sequences = Sequences(0, [], *[torch.zeros(0, 0, dtype=torch.int32)] * 2)
+        layers: list[Any] = [
+            KVLayer(policy, spec.site, self.sequences) if spec.site else spec.sliding_layer() for spec in layout.layers
+        ]
+        super().__init__(layers=layers)
+        self.layers: list[Any] = layers
+        self.engine: list[KVLayer] = [layer for layer in layers if isinstance(layer, KVLayer)]
+        self.most = 0
+        self.since = 0
+        self.recording = self.fresh = self.deferred = self.pending = self.replaying = self.broken = False
+
+    # One step.
+
+    @torch.no_grad()
+    def begin(
+        self, batch: int, new: int, mask: torch.Tensor | None, positions: torch.Tensor | None, device: Any
+    ) -> None:
+        """A forward call of ``new`` tokens per row starts.
+
+        Args:
+            mask: 2-D attention mask; its last ``new`` columns are those of the new tokens. positions: their RoPE
+                positions ``[batch or 1, new]``; None: they continue the columns.
+
+        Raises:
+            AttachError: another batch size than before, or the cache was left half-written by an error.
+            InputError: the budget cannot hold sinks and window.
+        """
+        rows = self.sequences
+        if self.broken:
+            raise AttachError("An error interrupted the model in mid-step: this cache is incomplete. Start a new one.")
+        if not rows.columns:
+            nothing = torch.zeros(batch, 0, dtype=torch.int32, device=device)
+            rows.seen, rows.positions, rows.tokens = [0] * batch, nothing, nothing
+        if batch != len(rows.seen):
+            raise AttachError(f"The cache holds {len(rows.seen)} rows and the model was given {batch}.")
+        valid = None if mask is None or bool((last := mask[:, -new:].bool()).all()) else last
+        counts = [new] * batch if valid is None else [int(n) for n in valid.sum(-1)]
+        prefill = self.deferred or (new > 1 and (not self.recording or self.fresh) and not self.replaying)
+        if not prefill and rows.columns and not self.replaying:
+            self._make_room(counts)
+        index = torch.arange(rows.columns, rows.columns + new, device=device, dtype=torch.int32)
+        where = index[None] if positions is None else positions.to(torch.int32)
+        rows.positions = torch.cat([rows.positions, where.expand(batch, -1)], 1)
+        rows.columns += new
+        rows.seen = [seen + count for seen, count in zip(rows.seen, counts, strict=True)]
+        self.since += new
+        self.pending |= prefill
+        free = self.policy.trigger.room("decode", 0, True)
+        local = prefill and not (self.deferred or self.recording or self.joint)
+        now = self._totals(each=True) if local and self.policy.trigger.room("prefill", self.since, True) == 0 else None
+        step = Step(
+            new=new,
+            index=index,
+            valid=valid,
+            remember=self._probes(new) if (prefill or free is not None) and not self.replaying else 0,
+            spare=0 if new > 1 else _spare(free),
+            now=now,
+            settle=not prefill and not self.replaying,
+            observing=self.policy.scorer.observes == ("replay" if self.replaying else "calls"),
+        )
+        self.broken = True
+        for layer in self.engine:
+            layer.step = step
+
+    def _probes(self, new: int) -> int:
+        """Queries to remember: as many more as may be taken back."""
+        return self.policy.probes + (new if self.recording and self.policy.probes else 0)
+
+    def finish(self) -> None:
+        """The forward call is over: compress if it ended a prefill."""
+        local = any(layer.step is not None and layer.step.now is not None for layer in self.engine)
+        for layer in self.engine:
+            layer.step = None
+        self.broken = False
+        if local:
+            self.since, self.pending = 0, False
+        elif self.pending and not (self.deferred or self.recording):
+            self.compress()
+
+    @property
+    def joint(self) -> bool:
+        """Whether layers must wait for each other."""
+        return self.policy.allocator.joint or self.policy.scorer.observes == "replay"
+
+    @torch.no_grad()
+    def compress(self) -> None:
+        """End a prefill: compress every row to the budget. Nothing happens if no token came since the last time."""
+        self.pending = False
+        room = self.policy.trigger.room("prefill", self.since, True)
+        if room is not None and self.since:
+            if self.policy.scorer.observes == "replay":
+                self.replaying = True
+                self.replay(self)
+                self.replaying = False
+            self._compress([total - room * self._heads() for total in self._totals()])
+
+    def _make_room(self, counts: Sequence[int]) -> None:
+        """Before a decoding step: compress the rows it would take over the budget, if the trigger says so."""
+        totals = self._totals(counts)
+        goals: list[int | None] = [None] * len(totals)
+        for row, total in enumerate(totals):
+            over = self._held(row) + counts[row] * self._heads() > total
+            room = self.policy.trigger.room("decode", self.since, over)
+            if room is not None:
+                goals[row] = total - max(room, counts[row]) * self._heads()
+        if any(goal is not None for goal in goals):
+            self._compress(goals)
+
+    def _compress(self, totals: Sequence[int | None]) -> None:
+        rows = [row for row, total in enumerate(totals) if total is not None]
+        self.most = max(self.most, self.bytes_held)
+        if self.joint:
+            views = {row: [layer.look(row) for layer in self.engine] for row in rows}
+            plans = {row: plan(self.policy, views[row], totals[row] or 0) for row in rows}
+            for number, layer in enumerate(self.engine):
+                layer.keep({row: (views[row][number], plans[row][number]) for row in rows})
+        else:
+            each = [0 if total is None else total // len(self.engine) for total in totals]
+            for layer in self.engine:
+                given = [[layer.look(row)] if row in rows else None for row in range(len(totals))]
+                layer.compress(given, each)
+        self.since = 0
+
+    def note(self, ids: torch.Tensor | None) -> None:
+        """Remember the ids of this step's tokens, for a scorer that runs the prompt again.
+
+        Raises:
+            AttachError: the model was given embeddings instead.
+        """
+        step = self.engine[0].step
+        if self.replaying or step is None:
+            return
+        if ids is None:
+            raise AttachError(
+                f"{type(self.policy.scorer).__name__} runs the prompt again: give input_ids, not embeddings."
+            )
+        known = ids if step.valid is None else ids.masked_fill(~step.valid, -1)
+        self.sequences.tokens = torch.cat([self.sequences.tokens, known.to(torch.int32)], 1)
+
+    @contextmanager
+    def borrowed(self, counts: Sequence[int]) -> Iterator[None]:
+        """Take back all that the calls inside have added: so many tokens per row."""
+        shared = self.sequences
+        before = (shared.columns, list(shared.seen), shared.positions, self.since)
+        sliding = [None if isinstance(layer, KVLayer) else copy.deepcopy(layer) for layer in self.layers]
+        yield
+        shared.columns, shared.seen, shared.positions, self.since = before
+        for layer in self.engine:
+            layer.drop_last(counts, shared.columns)
+        self.layers = [kept or layer for kept, layer in zip(sliding, self.layers, strict=True)]
+
+    # Budget and books.
+
+    def _heads(self) -> int:
+        return sum(spec.kv_heads for spec in self.layout.layers if spec.site)
+
+    def _held(self, row: int) -> int:
+        return sum(sum(layer.counts()[row]) for layer in self.engine)
+
+    def _totals(self, coming: Sequence[int] | None = None, each: bool = False) -> list[int]:
+        """Entries each row may hold, all heads of all layers together, or of one layer (``each``)."""
+        seen = [s + c for s, c in zip(self.sequences.seen, coming or [0] * len(self.sequences.seen), strict=True)]
+        heads = self._heads() // len(self.engine) if each else self._heads()
+        if self.budget.kind == "keep":
+            return [int(self.budget.amount * s + 1e-9) * heads for s in seen]
+        if self.budget.kind == "tokens":
+            return [int(self.budget.amount) * heads] * len(seen)
+        others = sum(t.untyped_storage().nbytes() for t in self._sliding())
+        spent = others + (self.sequences.columns + max(coming or [0]) + ROOM) * len(seen) * 4
+        entries = self.layout.entries(int(self.budget.amount - spent) // max(len(seen), 1), self.policy)
+        if entries < max(self.policy.floor, 1):
+            raise InputError(
+                f"The budget {self.budget} holds {max(entries, 0)} tokens per head of {len(seen)} rows, and the policy "
+                f"keeps at least {max(self.policy.floor, 1)} (sinks and window). Give a larger budget."
+            )
+        return [entries * heads] * len(seen)
+
+    def _sliding(self) -> list[torch.Tensor]:
+        others = [layer for layer in self.layers if not isinstance(layer, KVLayer) and layer.is_initialized]
+        return [tensor for layer in others for tensor in (layer.keys, layer.values)]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything the cache holds, by name."""
+        named = {f"{n}.{k}": t for n, layer in enumerate(self.engine) for k, t in layer.tensors().items()}
+        slid = {f"sliding.{number}": tensor for number, tensor in enumerate(self._sliding())}
+        return {**named, **slid, "positions": self.sequences.positions, "tokens": self.sequences.tokens}
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of the tensors held, counted from their storage; what is shared counts once."""
+        storages = [tensor.untyped_storage() for tensor in self.tensors().values()]
+        return sum({s.data_ptr(): s.nbytes() for s in storages if s.nbytes()}.values())
+
+    @property
+    def peak(self) -> int:
+        """The most bytes held so far, what there was just before a compression included."""
+        return max(self.most, self.bytes_held)
+
+    @property
+    def bytes_full(self) -> int:
+        """Bytes of keys and values that transformers' DynamicCache would hold for the same tokens, padding included."""
+        sliding = sum(tensor.nbytes for tensor in self._sliding())
+        return sliding + len(self.sequences.seen) * self.sequences.columns * self.layout.token_bytes
+
+    def counts(self) -> list[list[list[int]]]:
+        """Entries held per cached layer, batch row and KV head."""
+        return [layer.counts() for layer in self.engine]
+
+    def survivors(self, layer: int, row: int = 0, head: int = 0) -> list[int]:
+        """Numbers of the tokens whose entries one head holds, in order; -1 for one that stands for no one token."""
+        held = self.engine[layer].held
+        index = None if held is None else held.column(row * held.store.heads + head, "index")
+        return [] if index is None else [int(number) for number in index]
+
+    # What generation does to a cache.
+
+    def activate_past_recording(self) -> None:
+        """Tokens of the coming steps may be taken back (assisted decoding): a prefill is compressed after its crop."""
+        super().activate_past_recording()
+        self.recording = self.fresh = True
+
+    def deactivate_past_recording(self) -> None:
+        """No more tokens will be taken back."""
+        self.recording = self.fresh = False
+        for layer in self.layers:
+            if not isinstance(layer, KVLayer):
+                layer.record_past = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last tokens (a negative number), as rejected proposals of assisted decoding are.
+
+        Raises:
+            AttachError: they are encoded or evicted already, or a scorer with running state has seen them.
+        """
+        if tokens_to_remove > 0:
+            raise InputError(f"crop({tokens_to_remove}): give minus the number of tokens to take back.")
+        rows, count = self.sequences, -tokens_to_remove
+        if count > rows.columns:
+            raise InputError(f"crop({tokens_to_remove}): the cache has seen {rows.columns} tokens.")
+        for layer in self.layers:
+            if isinstance(layer, KVLayer):
+                layer.drop_last([count] * len(rows.seen), rows.columns - count)
+            elif layer.is_initialized:
+                layer.crop(tokens_to_remove)
+        rows.columns -= count
+        rows.seen = [seen - count for seen in rows.seen]
+        if count:
+            rows.positions, rows.tokens = (t[:, : rows.columns].clone() for t in (rows.positions, rows.tokens))
+        self.since = max(self.since - count, 0)
+        if self.recording:
+            self.fresh = False
+            if self.pending:
+                self.compress()
+
+    def _select_rows(self, rows: Sequence[int]) -> None:
+        shared = self.sequences
+        shared.seen = [shared.seen[row] for row in rows]
+        shared.positions, shared.tokens = shared.positions[list(rows)], shared.tokens[list(rows)]
+        for layer in self.engine:
+            layer.select_rows(rows)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Rows in another order, for beam search."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Only these rows, in this order."""
+        if not self.sequences.columns:
+            return
+        self._select_rows([int(row) for row in indices])
+        for layer in self.layers:
+            if not isinstance(layer, KVLayer):
+                layer.batch_select_indices(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row so many times."""
+        if self.sequences.columns:
+            rows = torch.arange(len(self.sequences.seen)).repeat_interleave(repeats)
+            self.batch_select_indices(rows.to(self.sequences.positions.device))
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for name, value in vars(KVCache(self.policy, self.budget, self.layout, self.replay)).items():
+            setattr(self, name, value)
+
+    def fork(self) -> KVCache:
+        """An independent copy: ask several questions on one compressed context, each on its own fork."""
+        other = KVCache(self.policy, self.budget, self.layout, self.replay)
+        shared = self.sequences
+        other.sequences = Sequences(shared.columns, list(shared.seen), shared.positions, shared.tokens)
+        other.engine = [layer.copied(other.sequences) for layer in self.engine]
+        mine = iter(other.engine)
+        other.layers = [next(mine) if isinstance(layer, KVLayer) else copy.deepcopy(layer) for layer in self.layers]
+        other.since, other.broken = self.since, self.broken
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KVCache:
+        return self.fork()
+
+
+def _spare(free: int | None) -> int:
+    """Slots to grow by beyond the new one: a divisor of what the trigger leaves free, so that the budget is met."""
+    return ROOM - 1 if free is None else max(n for n in range(1, ROOM + 1) if max(free, 1) % n == 0) - 1

@@ -1,0 +1,241 @@
+"""One layer of the cache: what it holds, the probe queries it remembers, attention and compression of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+from tenuto.errors import AttachError
+from tenuto.kv.attend import attend
+from tenuto.kv.compress import Probes, Site, commit, look, plan, scored, settle, turn
+from tenuto.kv.policy import Entries, KVPolicy, Scored
+from tenuto.kv.step import Sequences, Step
+from tenuto.kv.store import Held, Store
+
+__all__ = ["KVLayer"]
+
+
+class KVLayer(CacheLayerMixin):  # type: ignore[misc]
+    """The entries of one layer, and the last queries that saw them."""
+
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self, policy: KVPolicy, site: Site, sequences: Sequences) -> None:
+        super().__init__()
+        self.policy, self.site, self.sequences = policy, site, sequences
+        self.held: Held | None = None
+        self.probes: list[Probes] = []
+        self.step: Step | None = None
+
+    # What transformers asks of a layer.
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing is made before the first attention."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hand the new keys and values on to :meth:`attend`, which holds them.
+
+        Raises:
+            AttachError: the model that calls is not attached.
+        """
+        if self.step is None:
+            raise AttachError("This cache belongs to an attached model. Use it inside `with tenuto.attach(...)`.")
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of a mask over all tokens so far."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens before the present step, evicted ones included."""
+        return self.sequences.columns - (self.step.new if self.step else 0)
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    # The engine.
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, softcap: float | None
+    ) -> torch.Tensor:
+        """Hold the new tokens, attend to all that is held, and compress if this step says so.
+
+        ``query [batch, heads, new, head_dim]``, ``key`` and ``value [batch, kv_heads, new, head_dim]``; gives
+        ``[batch, new, heads, head_dim]``.
+        """
+        step, policy = self.step, self.policy
+        if step is None:
+            raise AttachError("This cache belongs to an attached model. Use it inside `with tenuto.attach(...)`.")
+        self.site = replace(self.site, scaling=scaling)
+        with torch.no_grad():
+            held = self.held = self._holding(key, value, step)
+            if step.remember:
+                self._remember(query, step)
+        watch = step.observing and policy.scorer.observes != "no"
+        output = attend(
+            query,
+            held,
+            valid=step.valid,
+            scaling=scaling,
+            softcap=softcap,
+            observer=self._observe if watch else None,
+        )
+        if step.now is not None:
+            self.compress([[self.look(row)] for row in range(len(self.sequences.seen))], step.now)
+        return output
+
+    def _holding(self, key: torch.Tensor, value: torch.Tensor, step: Step) -> Held:
+        held = self._empty(key, value) if self.held is None else self.held
+        held = settle(held, {}, {}) if step.settle else held
+        held.store.spare = step.spare
+        held.store.append(key, value, step.index, step.valid)
+        return held
+
+    def _empty(self, key: torch.Tensor, value: torch.Tensor) -> Held:
+        rows, heads = key.shape[:2]
+        part = Entries(key[0, 0, :0], value[0, 0, :0], torch.zeros(0, dtype=torch.int32, device=key.device))
+        segments = rows * heads
+        store = Store(rows, heads, self.policy.scorer.features, [part] * segments)
+        none = Probes(key.new_zeros(0, 0, key.shape[-1]), torch.zeros(0, dtype=torch.int64, device=key.device))
+        self.probes = [none] * rows
+        return Held(store, self.policy.codec, [None] * segments, {})
+
+    def _remember(self, query: torch.Tensor, step: Step) -> None:
+        """Add this call's queries to the probes and forget what is too old."""
+        for row in range(query.shape[0]):
+            at = slice(None) if step.valid is None else step.valid[row]
+            index, new = step.index.long()[at], query[row][:, at]
+            before = self.probes[row].last(max(step.remember - len(index), 0))
+            latest = Probes(new, index).last(step.remember)
+            older = before.queries if len(before.index) else new[:, :0]
+            self.probes[row] = Probes(
+                torch.cat([older, latest.queries], 1), torch.cat([before.index, latest.index]).clone()
+            )
+
+    @torch.no_grad()
+    def _observe(self, segment: int, attention: torch.Tensor, queries: torch.Tensor) -> None:
+        held, step = self.held, self.step
+        if held is None or step is None:
+            return
+        state = held.column(segment, "state")
+        if state is None:
+            return
+        after = self.policy.scorer.observe(state, attention, step.index.long()[queries])
+        encoded = held.encoded[segment]
+        older = 0 if encoded is None else len(encoded)
+        if encoded is not None and encoded.state is not None:
+            encoded.state = after[:older].clone()
+        part = held.store.entries(segment).state
+        if part is not None:
+            part.copy_(after[older:])
+
+    @torch.no_grad()
+    def look(self, row: int) -> Scored:
+        """What this layer shows an allocator of one row: its view, scored."""
+        policy, probes = self.policy, self.probes[row]
+        view = look(
+            self._held(),
+            row,
+            self.site,
+            positions=self.sequences.positions[row],
+            seen=self.sequences.seen[row],
+            probes=probes.last(policy.scorer.probes),
+        )
+        return scored(policy, view)
+
+    def _held(self) -> Held:
+        if self.held is None:
+            raise AttachError("The cache is empty: run the model first.")
+        return self.held
+
+    @torch.no_grad()
+    def compress(self, rows: Sequence[Sequence[Scored] | None], totals: Sequence[int]) -> None:
+        """Compress by itself: ``rows`` holds this layer's scored view per row, None to leave a row as it is."""
+        chosen = [None if s is None else plan(self.policy, s, totals[row])[0] for row, s in enumerate(rows)]
+        self.keep({row: (s[0], c) for row, (s, c) in enumerate(zip(rows, chosen, strict=True)) if s and c is not None})
+
+    @torch.no_grad()
+    def keep(self, rows: dict[int, tuple[Scored, torch.Tensor]]) -> None:
+        """Make a selection final: scored view and classes kept, per row."""
+        held, policy = self._held(), self.policy
+        kept = {}
+        for row, (given, classes) in rows.items():
+            segments = range(row * held.store.heads, (row + 1) * held.store.heads)
+            mixed = any(held.encoded[s] is not None for s in segments)
+            plain = self._view(held, row, encoded=False) if mixed else given.view
+            probes = self.probes[row].last(policy.codec.probes if policy.codec else 0)
+            kept[row] = (replace(given.view, queries=probes.queries, query_index=probes.index), plain, classes)
+        self.held = commit(held, policy, kept)
+        if policy.positioner.turned:
+            turn(self.held, policy, {row: self._view(self.held, row) for row in rows})
+        if policy.trigger.room("decode", 0, True) is None:
+            self.probes = [Probes(p.queries[:, :0].clone(), p.index[:0].clone()) for p in self.probes]
+
+    def _view(self, held: Held, row: int, encoded: bool = True) -> Any:
+        none = self.probes[row].last(0)
+        where = self.sequences.positions[row]
+        seen = self.sequences.seen[row]
+        return look(held, row, self.site, positions=where, seen=seen, probes=none, encoded=encoded)
+
+    # Rows, rollback, books.
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; a row may come twice."""
+        if self.held is not None:
+            self.held = self.held.selected(rows)
+            self.probes = [self.probes[row] for row in rows]
+
+    def drop_last(self, counts: Sequence[int], columns: int) -> None:
+        """Forget the newest entries of each row, which came after token ``columns``.
+
+        Raises:
+            AttachError: they are encoded already, or running state has seen them.
+        """
+        if self.held is None or not any(counts):
+            return
+        store = self.held.store
+        if any(length < counts[s // store.heads] for s, length in enumerate(store.lengths)):
+            raise AttachError(
+                "Tokens to take back have been encoded or evicted. Assisted decoding needs a policy that keeps at "
+                "least the proposed tokens in full precision: fewer proposed tokens, or a larger window or residual."
+            )
+        if self.policy.scorer.observes == "calls":
+            raise AttachError(
+                f"{type(self.policy.scorer).__name__} adds up attention and cannot take tokens back: assisted and "
+                "prompt-lookup decoding need another scorer."
+            )
+        store.shorten(counts)
+        self.probes = [
+            Probes(p.queries[:, (seen := p.index < columns)], p.index[seen]) if len(p.index) else p for p in self.probes
+        ]
+
+    def copied(self, sequences: Sequences) -> KVLayer:
+        """A copy that shares nothing that changes."""
+        other = KVLayer(self.policy, self.site, sequences)
+        if self.held is not None:
+            other.held = self.held.selected(range(self.held.store.rows))
+            other.probes = list(self.probes)
+        return other
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything held, by name."""
+        named = {} if self.held is None else self.held.tensors()
+        for row, probes in enumerate(self.probes):
+            named |= {f"{row}.queries": probes.queries, f"{row}.query_index": probes.index}
+        return named
+
+    def counts(self) -> list[list[int]]:
+        """Entries held per batch row and KV head."""
+        if self.held is None:
+            return []
+        heads = self.held.store.heads
+        lengths = [self.held.length(segment) for segment in range(len(self.held.store.lengths))]
+        return [lengths[start : start + heads] for start in range(0, len(lengths), heads)]

@@ -1,0 +1,1 @@
+"""Published methods of the KV family: one paper, one file."""

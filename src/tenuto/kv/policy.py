@@ -1,0 +1,128 @@
+"""The contract of the KV family: which entries a cache keeps, and in which form.
+
+A :class:`KVPolicy` is one choice per block of :mod:`tenuto.kv.blocks`; a published method is a :class:`KVMethod`, a
+frozen dataclass of numbers that composes one. The engine (:mod:`tenuto.kv.cache`) calls the blocks in one order:
+trigger, score, allocate, select, reduce, encode; every layer and head of every batch row is decided by itself, from a
+:class:`View` of that layer and row. A method's file imports all it needs from here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from tenuto.errors import PolicyError
+from tenuto.kv.blocks import ALL, Allocator, Codec, Positioner, Reducer, Scorer, Selector, Trigger
+from tenuto.kv.trivial import Drop, Every, Original, PrefillEnd, Recency, TopK, Uniform
+from tenuto.kv.view import Code, Entries, Scored, View
+from tenuto.paper import Paper
+
+__all__ = [
+    "ALL",
+    "Allocator",
+    "Code",
+    "Codec",
+    "Combined",
+    "Drop",
+    "Entries",
+    "Every",
+    "KVMethod",
+    "KVPolicy",
+    "Original",
+    "Paper",
+    "Positioner",
+    "PrefillEnd",
+    "Recency",
+    "Reducer",
+    "Scored",
+    "Scorer",
+    "Selector",
+    "TopK",
+    "Trigger",
+    "Uniform",
+    "View",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVPolicy:
+    """One choice per block. Where a block is asked for, a method may be given too: it lends its own block of that kind.
+
+    KVPolicy(scorer=Knorm(), allocator=AdaKV(), selector=TopK(sinks=4), codec=Kivi(bits=2))
+    """
+
+    trigger: Trigger = PrefillEnd()
+    scorer: Scorer = Recency()
+    allocator: Allocator = Uniform()
+    selector: Selector = TopK()
+    losers: Reducer = Drop()
+    codec: Codec | None = None
+    positioner: Positioner = Original()
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            given: Any = getattr(self, item.name)
+            if isinstance(given, KVMethod):
+                object.__setattr__(self, item.name, getattr(given.compose(), item.name))
+        if self.codec is not None and self.positioner != Original():
+            raise PolicyError("Encoded keys cannot be turned to other positions: leave out the codec or the positions.")
+
+    def choices(self) -> dict[str, Any]:
+        """The blocks that are not the trivial ones, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    @property
+    def floor(self) -> int:
+        """Entries per head below which no budget can go: sinks, window and what the reducer adds."""
+        return self.selector.sinks + self.selector.window + self.losers.extra
+
+    @property
+    def probes(self) -> int:
+        """The last queries that must be remembered."""
+        return max(self.scorer.probes, self.codec.probes if self.codec else 0)
+
+
+class KVMethod(ABC):
+    """A published method for KV caches: a frozen, keyword-only dataclass of numbers.
+
+    Class attributes: ``paper``; ``exact`` (the output equals the uncached one); ``sweep`` (texts of this method from
+    mild to strong); ``calibrated`` (True if it cannot run without a profile; none in this family so far).
+    """
+
+    __slots__ = ()
+    paper: ClassVar[Paper]
+    exact: ClassVar[bool] = False
+    calibrated: ClassVar[bool] = False
+    sweep: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def compose(self) -> KVPolicy:
+        """The method's blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Combined(KVMethod):
+    """Several methods as one, written ``first+second``: a later one fills the blocks an earlier one leaves trivial.
+
+    Raises:
+        PolicyError: a method adds nothing to those before it.
+    """
+
+    parts: tuple[KVMethod, ...]
+
+    def __post_init__(self) -> None:
+        self.compose()
+
+    def compose(self) -> KVPolicy:
+        blocks: dict[str, Any] = {}
+        for part in self.parts:
+            mine = part.compose().choices()
+            if not set(mine) - set(blocks):
+                taken = ", ".join(mine) or "none"
+                raise PolicyError(
+                    f"{type(part).__name__} adds nothing to the methods before it, which already choose its blocks "
+                    f"({taken}). Write it first, or leave it out."
+                )
+            blocks = mine | blocks
+        return KVPolicy(**blocks)

@@ -1,0 +1,49 @@
+"""What the layers of a cache are told: about the sequences they all hold, and about one forward call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Sequences", "Step"]
+
+
+@dataclass(slots=True, eq=False)
+class Sequences:
+    """What all layers share about the sequences in the cache.
+
+    Attributes:
+        columns: tokens per row so far, padding counted; seen: padding left out, per row.
+        positions: RoPE position of every token so far, ``[batch, columns]`` int32.
+        tokens: their ids, -1 for padding, for scorers that run the prompt again; else nothing ``[batch, 0]``.
+    """
+
+    columns: int
+    seen: list[int]
+    positions: torch.Tensor
+    tokens: torch.Tensor
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """One forward call.
+
+    Attributes:
+        new: tokens per row, padding counted; index: their numbers in the sequence, ``[new]`` int32.
+        valid: ``[batch, new]`` bool, False for padding; None: no padding.
+        remember: how many of the last queries to remember, 0 to leave the memory as it is.
+        spare: entries a full store grows by beyond the new token.
+        now: entries each layer may hold per row, all KV heads together, if layers compress as they go; else None.
+        observing: whether running state sees this call's attention.
+        settle: whether what was held before may be encoded: not while a prompt is still coming.
+    """
+
+    new: int
+    index: torch.Tensor
+    valid: torch.Tensor | None
+    remember: int
+    spare: int
+    now: list[int] | None
+    observing: bool
+    settle: bool

@@ -1,0 +1,93 @@
+"""KIVI: the exact formula, packed; nothing is rounded twice; products without decoding are those with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tenuto.budget import MemoryBudget
+from tenuto.errors import PolicyError
+from tenuto.kv.attach import attach
+from tenuto.kv.policies.kivi import Groups, Kivi, pack, unpack
+from tenuto.testing.kv import TinyLM, follow, tokens
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_packing_is_lossless_and_small(bits: int) -> None:
+    codes = torch.randint(0, 2**bits, (5, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    packed = pack(codes, bits)
+    assert packed.shape == (5, 32 * bits // 8)
+    assert torch.equal(torch.cat(unpack(packed, bits), -1), codes)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_formula_in_float64(bits: int) -> None:
+    codec, keys, values = Groups(bits, group=8, residual=0), random(24, 16), random(24, 16, seed=1)
+    code = codec.encode(keys, values, classes=None, queries=None)
+
+    def exact(x: torch.Tensor, dim: int) -> torch.Tensor:
+        low, high = x.amin(dim, keepdim=True), x.amax(dim, keepdim=True)
+        step = (high - low) / (2**bits - 1)
+        return low + step * ((x - low) / step).round()
+
+    want_keys = exact(keys.double().unflatten(0, (3, 8)), 1).flatten(0, 1)
+    want_values = exact(values.double().unflatten(1, (2, 8)), -1).flatten(1)
+    torch.testing.assert_close(codec.keys(code, 0, 24, torch.float32).double(), want_keys, atol=1e-6, rtol=0)
+    torch.testing.assert_close(codec.values(code, 0, 24, torch.float32).double(), want_values, atol=1e-6, rtol=0)
+    sized = sum(tensor.nbytes for tensor in code.values())
+    assert sized <= 24 * codec.entry_bytes(16)
+
+
+def test_moving_codes_does_not_round_again() -> None:
+    codec, keys, values = Groups(2, group=8, residual=0), random(64, 16), random(64, 16, seed=1)
+    whole = codec.encode(keys, values, classes=None, queries=None)
+    halves = [codec.encode(keys[s], values[s], classes=None, queries=None) for s in (slice(0, 32), slice(32, 64))]
+    code = codec.join(*halves)
+    at = torch.tensor([0, 1, 7, 20, 21, 33, 60, 63])
+    taken = codec.take(code, at)
+    for decode in (codec.keys, codec.values):
+        everything = decode(whole, 0, 64, torch.float32)
+        assert torch.equal(decode(code, 0, 64, torch.float32), everything)
+        assert torch.equal(decode(taken, 0, 8, torch.float32), everything[at])
+        assert torch.equal(decode(codec.take(taken, torch.tensor([2, 7])), 0, 2, torch.float32), everything[[7, 63]])
+    assert len(taken["key_low"]) == 4, "scales of pages that are gone are gone"
+
+
+@pytest.mark.parametrize(("bits", "group"), [(2, 4), (2, 16), (2, 32), (4, 8), (4, 32), (8, 16)])
+def test_products_without_decoding(bits: int, group: int) -> None:
+    codec, keys, values = Groups(bits, group, residual=0), random(128, 32), random(128, 32, seed=1)
+    code = codec.encode(keys, values, classes=None, queries=None)
+    query, attention = random(3, 1, 32, seed=2), random(3, 1, 64, seed=3)
+    plain = query @ codec.keys(code, 32, 96, torch.float32).T
+    torch.testing.assert_close(codec.logits(code, query, 32, 96), plain, atol=1e-4, rtol=1e-4)
+    plain = attention @ codec.values(code, 32, 96, torch.float32)
+    torch.testing.assert_close(codec.mix(code, attention, 32, 96), plain, atol=1e-4, rtol=1e-4)
+
+
+def test_no_drift_over_a_long_generation() -> None:
+    """What was encoded after the prompt is bit for bit the same 400 tokens later."""
+    with attach(model := TinyLM(), Kivi(bits=2), budget=MemoryBudget.keep(1)) as run:
+        follow(model, cache := run.cache(), tokens(100), tokens(1))
+        held = cache.engine[1].held
+        assert held is not None
+        before = held.all_keys(0)[:64].clone()
+        follow(model, cache, tokens(1, 2), tokens(400, 3))
+        later = cache.engine[1].held
+        assert later is not None and later.encoded[0] is not None and len(later.encoded[0]) > 400
+        assert torch.equal(later.all_keys(0)[:64], before)
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(PolicyError, match="bits must be 2, 4 or 8"):
+        Kivi(bits=3)
+    with pytest.raises(
+        PolicyError, match="group=48 does not divide the head size 32 of this model. Give .* example 32"
+    ):
+        with attach(TinyLM(), Kivi(group=48), budget=MemoryBudget.keep(1)):
+            pass
