@@ -26,7 +26,7 @@ METHODS = ROOT / "docs" / "methods"
 PUBLIC = {
     "tenuto.budget": ["ErrorBudget", "MemoryBudget"],
     "tenuto.calibration": ["Profile"],
-    "tenuto.diffusion.attach": ["attach"],
+    "tenuto.attachment": ["attach"],
     "tenuto.diffusion.calibrate": ["calibrate"],
     "tenuto.errors": [name for name in errors.__all__ if name != "closest"],
     "tenuto.eval.run": ["Run"],

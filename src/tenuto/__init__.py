@@ -15,9 +15,9 @@ __version__ = "0.1.0"
 
 # sync: begin (written by `make sync`)
 if TYPE_CHECKING:
+    from tenuto.attachment import attach
     from tenuto.budget import ErrorBudget, MemoryBudget
     from tenuto.calibration import Profile
-    from tenuto.diffusion.attach import attach
     from tenuto.diffusion.calibrate import calibrate
     from tenuto.diffusion.policies.adacorrection import AdaCorrection
     from tenuto.diffusion.policies.every_n import EveryN
@@ -57,7 +57,7 @@ _HOMES = {
     "TaylorSeer": "tenuto.diffusion.policies.taylorseer",
     "TeaCache": "tenuto.diffusion.policies.teacache",
     "TenutoError": "tenuto.errors",
-    "attach": "tenuto.diffusion.attach",
+    "attach": "tenuto.attachment",
     "calibrate": "tenuto.diffusion.calibrate",
 }
 __all__ = [
