@@ -97,7 +97,7 @@ class KVCache(Cache):  # type: ignore[misc]
             new=new,
             index=index,
             valid=valid,
-            remember=self._probes(new) if (prefill or free is not None) and not self.replaying else 0,
+            remember=self._probes(new, prefill) if (prefill or free is not None) and not self.replaying else 0,
             spare=0 if new > 1 else _spare(free),
             now=now,
             settle=not prefill and not self.replaying,
@@ -107,9 +107,10 @@ class KVCache(Cache):  # type: ignore[misc]
         for layer in self.engine:
             layer.step = step
 
-    def _probes(self, new: int) -> int:
+    def _probes(self, new: int, prefill: bool) -> int:
         """Queries to remember: as many more as may be taken back."""
-        return self.policy.probes + (new if self.recording and self.policy.probes else 0)
+        wanted = self.policy.probes if prefill else self.policy.decode_probes
+        return wanted + (new if self.recording and wanted else 0)
 
     def finish(self) -> None:
         """The forward call is over: compress if it ended a prefill."""

@@ -59,9 +59,9 @@ class Layout:
         plain = coded = fixed = 0.0
         for spec in specs:
             plain += spec.kv_heads * (2 * spec.head_dim * self.itemsize + extra)
-            coded += spec.kv_heads * (codec.entry_bytes(spec.head_dim) + extra) if codec else 0.0
+            coded += spec.kv_heads * (codec.entry_bytes(spec.head_dim, self.itemsize) + extra) if codec else 0.0
             fixed += spec.kv_heads * policy.positioner.turned * spec.head_dim * self.itemsize
-            fixed += policy.probes * (spec.heads * spec.head_dim * self.itemsize + 8) if decodes else 0
+            fixed += policy.decode_probes * (spec.heads * spec.head_dim * self.itemsize + 8) if decodes else 0
         most = codec.residual + codec.page if codec else 0  # entries that may have to stay in full precision
         left = size - fixed
         if not codec or left <= most * plain:
