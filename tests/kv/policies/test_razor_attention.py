@@ -99,6 +99,35 @@ def test_the_mean_stands_for_all_it_took_in() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_the_scores_are_those_of_the_whole_sequence_run_at_once() -> None:
+    """The prompt and the repeated tokens in one plain forward call, its attention read off layer by layer."""
+    model, prompt, count = TinyLM(), tokens(70), LENGTH * REPEATS
+    (drawn,) = RepeatedTokens().replay(prompt[0])
+    assert drawn.unflatten(0, (REPEATS, -1)).eq(drawn[:LENGTH]).all() and len(drawn.unique()) > 30
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        plain = model(torch.cat([prompt, drawn[None]], 1), output_attentions=True).attentions
+    model.set_attn_implementation("sdpa")
+    with attach(model, RazorAttention(), budget=MemoryBudget.keep(1)) as run:
+        follow(model, cache := run.cache(), prompt, tokens(0))
+    for layer, attention in zip(cache.engine, plain, strict=True):
+        for head in range(2):
+            scores = []
+            for shift in (0, 1):
+                means = []
+                for query in attention[0, 2 * head : 2 * head + 2]:
+                    found = [
+                        sum(float(query[70 + at, 70 + at + shift - LENGTH * n]) for n in range(1, at // LENGTH + 1))
+                        for at in range(LENGTH, count)
+                    ]
+                    means.append(sum(found) / len(found))
+                scores.append(max(means))
+            state = layer.held.column(head, "state")  # type: ignore[union-attr]
+            assert state is not None
+            torch.testing.assert_close(state, torch.tensor([scores]).expand(70, 2), atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_some_heads_are_whole_and_no_token_is_lost() -> None:
     with attach(model := TinyLM(), RazorAttention(), budget=MemoryBudget.keep(0.6)) as run:
         follow(model, cache := run.cache(), tokens(150), tokens(0))
