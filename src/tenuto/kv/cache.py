@@ -23,11 +23,9 @@ from tenuto.kv.layer import KVLayer
 from tenuto.kv.models import Layout
 from tenuto.kv.policy import KVPolicy
 from tenuto.kv.step import Sequences, Step
+from tenuto.kv.store import ROOM
 
 __all__ = ["KVCache"]
-
-ROOM = 16
-"""Entries per head a full layer grows by while decoding."""
 
 
 class KVCache(Cache):  # type: ignore[misc]
@@ -212,7 +210,8 @@ class KVCache(Cache):  # type: ignore[misc]
         if self.budget.kind == "tokens":
             return [int(self.budget.amount) * heads] * len(seen)
         others = sum(t.untyped_storage().nbytes() for t in self._sliding())
-        spent = others + (self.sequences.columns + max(coming or [0]) + ROOM) * len(seen) * 4
+        each_token = 8 if self.policy.scorer.observes == "replay" else 4  # position, and id
+        spent = others + (self.sequences.columns + max(coming or [0]) + ROOM) * len(seen) * each_token
         entries = self.layout.entries(int(self.budget.amount - spent) // max(len(seen), 1), self.policy)
         if entries < max(self.policy.floor, 1):
             raise InputError(

@@ -95,8 +95,9 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
     def _holding(self, key: torch.Tensor, value: torch.Tensor, step: Step) -> Held:
         held = self._empty(key, value) if self.held is None else self.held
         if step.settle and self.policy.codec is not None:
-            probes = self.policy.codec.probes
-            held = settle(held, {}, {row: asked.last(probes).queries for row, asked in enumerate(self.probes)})
+            wanted = self.policy.codec.probes
+            known = enumerate(self.probes if wanted else ())
+            held = settle(held, {}, {row: probes.last(wanted).queries for row, probes in known})
         held.store.spare = step.spare
         held.store.append(key, value, step.index, step.valid)
         return held

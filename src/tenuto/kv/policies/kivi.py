@@ -20,7 +20,7 @@ import torch
 from tenuto.errors import PolicyError
 from tenuto.kv.policy import Code, Codec, KVMethod, KVPolicy, Paper
 
-__all__ = ["Groups", "Kivi", "pack", "unpack"]
+__all__ = ["Groups", "Kivi", "pack", "rounded", "unpack"]
 
 FEW = 32
 """Queries up to which it is cheaper not to decode; beyond, decoded entries serve them all."""
@@ -47,6 +47,15 @@ def unpack(packed: torch.Tensor, bits: int) -> list[torch.Tensor]:
     top = 2**bits - 1
     parts = [packed >> (number * bits) if number else packed for number in range(8 // bits)]
     return [part if number == len(parts) - 1 else part & top for number, part in enumerate(parts)]
+
+
+def rounded(x: torch.Tensor, axis: int, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes uint8, smallest value and step of each group, which is all of ``axis``: ``x ~ low + code * step``."""
+    low, high = x.amin(axis, keepdim=True), x.amax(axis, keepdim=True)
+    step = (high - low) / (2**bits - 1)
+    safe = torch.where(step > 0, step, torch.ones_like(step)).float()
+    codes = ((x.float() - low.float()) / safe).round().clamp(0, 2**bits - 1)
+    return codes.to(torch.uint8), low, step
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +90,8 @@ class Groups(Codec):
     def encode(
         self, keys: torch.Tensor, values: torch.Tensor, *, classes: torch.Tensor | None, queries: torch.Tensor | None
     ) -> Code:
-        key_codes, key_low, key_step = self._rounded(keys.unflatten(0, (-1, self.group)), 1)
-        value_codes, value_low, value_step = self._rounded(values.unflatten(-1, (-1, self.group)), -1)
+        key_codes, key_low, key_step = rounded(keys.unflatten(0, (-1, self.group)), 1, self.bits)
+        value_codes, value_low, value_step = rounded(values.unflatten(-1, (-1, self.group)), -1, self.bits)
         pages = len(keys) // self.group
         return {
             "keys": pack(key_codes.flatten(0, 1), self.bits),
@@ -93,13 +102,6 @@ class Groups(Codec):
             "value_low": value_low[..., 0],
             "value_step": value_step[..., 0],
         }
-
-    def _rounded(self, x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        low, high = x.amin(axis, keepdim=True), x.amax(axis, keepdim=True)
-        step = (high - low) / (2**self.bits - 1)
-        safe = torch.where(step > 0, step, torch.ones_like(step)).float()
-        codes = ((x.float() - low.float()) / safe).round().clamp(0, 2**self.bits - 1)
-        return codes.to(torch.uint8), low, step
 
     def keys(self, code: Code, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
         codes, page = torch.cat(unpack(code["keys"][start:stop], self.bits), -1), code["page"][start:stop]
@@ -177,8 +179,8 @@ class Kivi(KVMethod):
     def __post_init__(self) -> None:
         if self.bits not in (2, 3, 4, 8) or self.group < 1 or self.residual < 0:
             raise PolicyError(
-                f"kivi: bits={self.bits}, group={self.group}, residual={self.residual}. bits must be 2, 3, 4 or 8, group "
-                "at least 1, residual zero or more."
+                f"kivi: bits={self.bits}, group={self.group}, residual={self.residual}. bits must be 2, 3, 4 or 8, "
+                "group at least 1, residual zero or more."
             )
 
     def compose(self) -> KVPolicy:
