@@ -148,8 +148,8 @@ class Marked(Groups):
         plain = Groups(self.bits, self.group, self.residual)
         return plain.take(code, index) | {"marks": code["marks"][index]}
 
-    def entry_bytes(self, head_dim: int) -> float:
-        return Groups(self.bits, self.group, self.residual).entry_bytes(head_dim) + 1
+    def entry_bytes(self, head_dim: int, itemsize: int) -> float:
+        return Groups(self.bits, self.group, self.residual).entry_bytes(head_dim, itemsize) + 1
 
 
 POLICIES = {

@@ -149,7 +149,8 @@ class Codec(ABC):
     """How is a kept entry stored? Entries are encoded once, from originals, oldest first, a whole page at a time.
 
     Fields: ``page``, entries per encoded page; ``residual``, the newest entries that stay in full precision;
-    ``probes``, how many of the last queries :meth:`encode` wants (0: none).
+    ``probes``, how many of the last queries :meth:`encode` wants (0: none; ``ALL``); where it wants some, entries are
+    encoded at a compression, and while decoding only if the trigger compresses there too.
     """
 
     __slots__ = ()
@@ -162,8 +163,9 @@ class Codec(ABC):
         """Raise PolicyError if heads of this size cannot be encoded."""
 
     @abstractmethod
-    def entry_bytes(self, head_dim: int) -> float:
-        """Bytes one encoded entry takes in the tensors of a code, an upper bound: it plans ``bytes=`` budgets."""
+    def entry_bytes(self, head_dim: int, itemsize: int) -> float:
+        """Bytes one encoded entry takes in the tensors of a code, an upper bound: it plans ``bytes=`` budgets.
+        ``itemsize`` is that of the model's dtype."""
 
     @abstractmethod
     def encode(

@@ -23,11 +23,9 @@ from tenuto.kv.layer import KVLayer
 from tenuto.kv.models import Layout
 from tenuto.kv.policy import KVPolicy
 from tenuto.kv.step import Sequences, Step
+from tenuto.kv.store import ROOM
 
 __all__ = ["KVCache"]
-
-ROOM = 16
-"""Entries per head a full layer grows by while decoding."""
 
 
 class KVCache(Cache):  # type: ignore[misc]
@@ -97,7 +95,7 @@ class KVCache(Cache):  # type: ignore[misc]
             new=new,
             index=index,
             valid=valid,
-            remember=self._probes(new) if (prefill or free is not None) and not self.replaying else 0,
+            remember=self._probes(new, prefill) if (prefill or free is not None) and not self.replaying else 0,
             spare=0 if new > 1 else _spare(free),
             now=now,
             settle=not prefill and not self.replaying,
@@ -107,9 +105,10 @@ class KVCache(Cache):  # type: ignore[misc]
         for layer in self.engine:
             layer.step = step
 
-    def _probes(self, new: int) -> int:
+    def _probes(self, new: int, prefill: bool) -> int:
         """Queries to remember: as many more as may be taken back."""
-        return self.policy.probes + (new if self.recording and self.policy.probes else 0)
+        wanted = self.policy.probes if prefill else self.policy.decode_probes
+        return wanted + (new if self.recording and wanted else 0)
 
     def finish(self) -> None:
         """The forward call is over: compress if it ended a prefill."""
@@ -211,7 +210,8 @@ class KVCache(Cache):  # type: ignore[misc]
         if self.budget.kind == "tokens":
             return [int(self.budget.amount) * heads] * len(seen)
         others = sum(t.untyped_storage().nbytes() for t in self._sliding())
-        spent = others + (self.sequences.columns + max(coming or [0]) + ROOM) * len(seen) * 4
+        each_token = 8 if self.policy.scorer.observes == "replay" else 4  # position, and id
+        spent = others + (self.sequences.columns + max(coming or [0]) + ROOM) * len(seen) * each_token
         entries = self.layout.entries(int(self.budget.amount - spent) // max(len(seen), 1), self.policy)
         if entries < max(self.policy.floor, 1):
             raise InputError(

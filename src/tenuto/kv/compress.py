@@ -149,7 +149,7 @@ def commit(held: Held, policy: KVPolicy, kept: Mapping[int, tuple[View, View, to
                 classes[segment] = chosen[head, chosen.shape[1] - wide :][recent[head]]
     origins = {s: keys for s, keys in held.origins.items() if s // store.heads not in kept}
     after = Held(Store(store.rows, store.heads, store.features, segments), held.codec, encoded, origins)
-    return settle(after, classes, {row: view for row, (view, _, _) in kept.items()})
+    return settle(after, classes, {row: view.queries for row, (view, _, _) in kept.items()})
 
 
 def _take(codec: Codec, older: Encoded, at: torch.Tensor) -> Encoded:
@@ -175,17 +175,20 @@ def turn(held: Held, policy: KVPolicy, rows: Mapping[int, View]) -> None:
             keys.copy_(view.rope.rotate(keys, shift[head]))
 
 
-def settle(held: Held, classes: Mapping[int, torch.Tensor], views: Mapping[int, View]) -> Held:
+def settle(held: Held, classes: Mapping[int, torch.Tensor], probes: Mapping[int, torch.Tensor]) -> Held:
     """Encode whole pages of the oldest full-precision entries, as far as the codec's residual allows.
 
     Args:
         classes: precision classes of a segment's full-precision entries, where a selection has just made them.
-        views: views of rows that have just been compressed: a codec that wants queries finds them there.
+        probes: queries ``[heads, probes, head_dim]`` per row; a codec that wants some encodes no row without.
     """
     codec, store = held.codec, held.store
     if codec is None:
         return held
     flush = [max(length - codec.residual, 0) // codec.page * codec.page for length in store.lengths]
+    if codec.probes:
+        asked = {row for row, queries in probes.items() if queries.shape[1]}
+        flush = [count if segment // store.heads in asked else 0 for segment, count in enumerate(flush)]
     if not any(flush):
         return held
     rest, encoded = [], list(held.encoded)
@@ -195,7 +198,7 @@ def settle(held: Held, classes: Mapping[int, torch.Tensor], views: Mapping[int, 
         if not count:
             continue
         row, head = divmod(segment, store.heads)
-        queries = views[row].queries.unflatten(0, (store.heads, -1))[head] if codec.probes and row in views else None
+        queries = probes[row].unflatten(0, (store.heads, -1))[head] if codec.probes else None
         marks = classes[segment][:count] if segment in classes else None
         code = codec.encode(part.keys[:count], part.values[:count], classes=marks, queries=queries)
         encoded[segment] = _joined(codec, encoded[segment], _slice(part, 0, count), code)

@@ -12,7 +12,7 @@ from transformers.cache_utils import CacheLayerMixin
 from tenuto.errors import AttachError
 from tenuto.kv.attend import attend
 from tenuto.kv.compress import Probes, Site, commit, look, plan, scored, settle, turn
-from tenuto.kv.policy import Entries, KVPolicy, Scored
+from tenuto.kv.policy import ALL, Entries, KVPolicy, Scored
 from tenuto.kv.step import Sequences, Step
 from tenuto.kv.store import Held, Store
 
@@ -94,7 +94,10 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def _holding(self, key: torch.Tensor, value: torch.Tensor, step: Step) -> Held:
         held = self._empty(key, value) if self.held is None else self.held
-        held = settle(held, {}, {}) if step.settle else held
+        if step.settle and self.policy.codec is not None:
+            wanted = self.policy.codec.probes
+            known = enumerate(self.probes if wanted else ())
+            held = settle(held, {}, {row: probes.last(wanted).queries for row, probes in known})
         held.store.spare = step.spare
         held.store.append(key, value, step.index, step.valid)
         return held
@@ -176,8 +179,10 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         self.held = commit(held, policy, kept)
         if policy.positioner.turned:
             turn(self.held, policy, {row: self._view(self.held, row) for row in rows})
-        if policy.trigger.room("decode", 0, True) is None:
-            self.probes = [Probes(p.queries[:, :0].clone(), p.index[:0].clone()) for p in self.probes]
+        if policy.probes == ALL or policy.trigger.room("decode", 0, True) is None:
+            for row in rows:
+                old = self.probes[row]
+                self.probes[row] = Probes(old.queries[:, :0].clone(), old.index[:0].clone())
 
     def _view(self, held: Held, row: int, encoded: bool = True) -> Any:
         none = self.probes[row].last(0)

@@ -17,6 +17,7 @@ from tenuto.errors import AttachError
 from tenuto.kv.compress import Site
 from tenuto.kv.policy import KVPolicy
 from tenuto.kv.rope import Rope
+from tenuto.kv.store import ROOM
 
 __all__ = ["LayerSpec", "Layout", "find_layout"]
 
@@ -54,19 +55,20 @@ class Layout:
     def entries(self, size: int, policy: KVPolicy) -> int:
         """Entries per head that fit into ``size`` bytes of one row, everything counted that they bring along."""
         specs = [spec for spec in self.layers if spec.site]
-        codec, decodes = policy.codec, policy.trigger.room("decode", 0, True) is not None
+        codec, free = policy.codec, policy.trigger.room("decode", 0, True)
         extra = 4 + 4 * policy.scorer.features + 4 * policy.losers.weighs
         plain = coded = fixed = 0.0
         for spec in specs:
             plain += spec.kv_heads * (2 * spec.head_dim * self.itemsize + extra)
-            coded += spec.kv_heads * (codec.entry_bytes(spec.head_dim) + extra) if codec else 0.0
+            coded += spec.kv_heads * (codec.entry_bytes(spec.head_dim, self.itemsize) + extra) if codec else 0.0
             fixed += spec.kv_heads * policy.positioner.turned * spec.head_dim * self.itemsize
-            fixed += policy.probes * (spec.heads * spec.head_dim * self.itemsize + 8) if decodes else 0
+            fixed += policy.decode_probes * (spec.heads * spec.head_dim * self.itemsize + 8) if free is not None else 0
         most = codec.residual + codec.page if codec else 0  # entries that may have to stay in full precision
         left = size - fixed
         if not codec or left <= most * plain:
             return int(left // plain)
-        return most + int((left - most * plain) // coded)
+        spare = min(free or 0, ROOM)  # slots reserved anew each time entries are encoded
+        return most + max(int((left - (most + spare) * plain) // coded), 0)
 
 
 def _attentions(model: nn.Module) -> dict[int, nn.Module]:

@@ -82,6 +82,11 @@ class KVPolicy:
         """The last queries that must be remembered."""
         return max(self.scorer.probes, self.codec.probes if self.codec else 0)
 
+    @property
+    def decode_probes(self) -> int:
+        """The same while decoding, where ALL is as many tokens as come between two compressions."""
+        return self.probes if self.probes < ALL else self.trigger.room("decode", 0, True) or 0
+
 
 class KVMethod(ABC):
     """A published method for KV caches: a frozen, keyword-only dataclass of numbers.

@@ -10,7 +10,10 @@ import torch
 from tenuto.kv.blocks import Codec
 from tenuto.kv.view import Code, Entries
 
-__all__ = ["Encoded", "Held", "Store"]
+__all__ = ["ROOM", "Encoded", "Held", "Store"]
+
+ROOM = 16
+"""Entries per head a full layer grows by while decoding, at most."""
 
 
 class Store:

@@ -18,7 +18,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_packing_is_lossless_and_small(bits: int) -> None:
     codes = torch.randint(0, 2**bits, (5, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     packed = pack(codes, bits)
@@ -26,7 +26,7 @@ def test_packing_is_lossless_and_small(bits: int) -> None:
     assert torch.equal(torch.cat(unpack(packed, bits), -1), codes)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_the_formula_in_float64(bits: int) -> None:
     codec, keys, values = Groups(bits, group=8, residual=0), random(24, 16), random(24, 16, seed=1)
     code = codec.encode(keys, values, classes=None, queries=None)
@@ -41,7 +41,7 @@ def test_the_formula_in_float64(bits: int) -> None:
     torch.testing.assert_close(codec.keys(code, 0, 24, torch.float32).double(), want_keys, atol=1e-6, rtol=0)
     torch.testing.assert_close(codec.values(code, 0, 24, torch.float32).double(), want_values, atol=1e-6, rtol=0)
     sized = sum(tensor.nbytes for tensor in code.values())
-    assert sized <= 24 * codec.entry_bytes(16)
+    assert sized <= 24 * codec.entry_bytes(16, 4)
 
 
 def test_moving_codes_does_not_round_again() -> None:
@@ -59,7 +59,7 @@ def test_moving_codes_does_not_round_again() -> None:
     assert len(taken["key_low"]) == 4, "scales of pages that are gone are gone"
 
 
-@pytest.mark.parametrize(("bits", "group"), [(2, 4), (2, 16), (2, 32), (4, 8), (4, 32), (8, 16)])
+@pytest.mark.parametrize(("bits", "group"), [(2, 4), (2, 16), (2, 32), (3, 8), (3, 32), (4, 8), (4, 32), (8, 16)])
 def test_products_without_decoding(bits: int, group: int) -> None:
     codec, keys, values = Groups(bits, group, residual=0), random(128, 32), random(128, 32, seed=1)
     code = codec.encode(keys, values, classes=None, queries=None)
@@ -84,8 +84,8 @@ def test_no_drift_over_a_long_generation() -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(PolicyError, match="bits must be 2, 4 or 8"):
-        Kivi(bits=3)
+    with pytest.raises(PolicyError, match="bits must be 2, 3, 4 or 8"):
+        Kivi(bits=5)
     with pytest.raises(
         PolicyError, match="group=48 does not divide the head size 32 of this model. Give .* example 32"
     ):

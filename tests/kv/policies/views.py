@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from tenuto.kv.policy import Scored, View
@@ -38,3 +40,9 @@ def scored_of(scores: list[list[float]], protected: int = 0) -> Scored:
     mask = torch.zeros_like(given, dtype=torch.bool)
     mask[:, given.shape[1] - protected :] = True
     return Scored(view_of(given[..., None]), given, mask)
+
+
+def layer_of(seen: int, layer: int, layers: int, protected: int = 0) -> Scored:
+    """One of several layers, two heads that hold all ``seen`` tokens, the last ``protected`` of them protected."""
+    scored = scored_of([[0.0] * seen] * 2, protected)
+    return replace(scored, view=replace(scored.view, layer=layer, layers=layers))

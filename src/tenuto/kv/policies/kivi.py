@@ -1,4 +1,4 @@
-"""KIVI: old keys and values in 2 or 4 bits, keys quantised per channel and values per token; recent ones stay whole.
+"""KIVI: old keys and values in 2, 3 or 4 bits, keys quantised per channel and values per token; recent ones stay whole.
 
 Keys have a few channels of large size, values have not: a key channel shares one scale over ``group`` tokens, and
 ``group`` channels of a value share one scale. The codes of a token are packed into bytes, channel by channel, so that
@@ -20,7 +20,7 @@ import torch
 from tenuto.errors import PolicyError
 from tenuto.kv.policy import Code, Codec, KVMethod, KVPolicy, Paper
 
-__all__ = ["Groups", "Kivi", "pack", "unpack"]
+__all__ = ["Groups", "Kivi", "pack", "rounded", "unpack"]
 
 FEW = 32
 """Queries up to which it is cheaper not to decode; beyond, decoded entries serve them all."""
@@ -28,7 +28,10 @@ FEW = 32
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes ``[..., n]`` uint8 below ``2 ** bits`` as bytes ``[..., n * bits / 8]``; byte i holds the codes i,
-    i + n * bits / 8, ... from its lowest bits up, so that each part is unpacked as one run of channels."""
+    i + n * bits / 8, ... from its lowest bits up, so that each part is unpacked as one run of channels. Three bits are
+    two and one, packed one after the other."""
+    if bits == 3:
+        return torch.cat([pack(codes & 3, 2), pack(codes >> 2, 1)], -1)
     parts = codes.chunk(8 // bits, -1)
     packed = parts[0].clone()
     for number, part in enumerate(parts[1:], 1):
@@ -37,10 +40,22 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, bits: int) -> list[torch.Tensor]:
-    """The parts that :func:`pack` packed, uint8, in the order of their channels."""
+    """The parts that :func:`pack` packed, uint8, of equal width, in the order of their channels."""
+    if bits == 3:
+        two, one = packed.split([packed.shape[-1] // 3 * 2, packed.shape[-1] // 3], -1)
+        return [torch.cat(unpack(two, 2), -1) | torch.cat(unpack(one, 1), -1) << 2]
     top = 2**bits - 1
     parts = [packed >> (number * bits) if number else packed for number in range(8 // bits)]
     return [part if number == len(parts) - 1 else part & top for number, part in enumerate(parts)]
+
+
+def rounded(x: torch.Tensor, axis: int, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes uint8, smallest value and step of each group, which is all of ``axis``: ``x ~ low + code * step``."""
+    low, high = x.amin(axis, keepdim=True), x.amax(axis, keepdim=True)
+    step = (high - low) / (2**bits - 1)
+    safe = torch.where(step > 0, step, torch.ones_like(step)).float()
+    codes = ((x.float() - low.float()) / safe).round().clamp(0, 2**bits - 1)
+    return codes.to(torch.uint8), low, step
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +83,15 @@ class Groups(Codec):
                 f"Give a group that does, for example {next(g for g in (32, 16, 8, 4, 2, 1) if head_dim % g == 0)}."
             )
 
-    def entry_bytes(self, head_dim: int) -> float:
-        scales = 2 * 4 * (head_dim / self.group + head_dim / self.page)
+    def entry_bytes(self, head_dim: int, itemsize: int) -> float:
+        scales = 2 * itemsize * (head_dim / self.group + head_dim / self.page)
         return 2 * head_dim * self.bits / 8 + 4 + scales
 
     def encode(
         self, keys: torch.Tensor, values: torch.Tensor, *, classes: torch.Tensor | None, queries: torch.Tensor | None
     ) -> Code:
-        key_codes, key_low, key_step = self._rounded(keys.unflatten(0, (-1, self.group)), 1)
-        value_codes, value_low, value_step = self._rounded(values.unflatten(-1, (-1, self.group)), -1)
+        key_codes, key_low, key_step = rounded(keys.unflatten(0, (-1, self.group)), 1, self.bits)
+        value_codes, value_low, value_step = rounded(values.unflatten(-1, (-1, self.group)), -1, self.bits)
         pages = len(keys) // self.group
         return {
             "keys": pack(key_codes.flatten(0, 1), self.bits),
@@ -87,13 +102,6 @@ class Groups(Codec):
             "value_low": value_low[..., 0],
             "value_step": value_step[..., 0],
         }
-
-    def _rounded(self, x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        low, high = x.amin(axis, keepdim=True), x.amax(axis, keepdim=True)
-        step = (high - low) / (2**self.bits - 1)
-        safe = torch.where(step > 0, step, torch.ones_like(step)).float()
-        codes = ((x.float() - low.float()) / safe).round().clamp(0, 2**self.bits - 1)
-        return codes.to(torch.uint8), low, step
 
     def keys(self, code: Code, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
         codes, page = torch.cat(unpack(code["keys"][start:stop], self.bits), -1), code["page"][start:stop]
@@ -111,21 +119,23 @@ class Groups(Codec):
             return query @ self.keys(code, start, stop, query.dtype).T
         pages = slice(start // self.group, stop // self.group)
         rows = query.flatten(0, 1).float()
-        scaled = (rows * code["key_step"][pages, None].float()).split(rows.shape[1] * self.bits // 8, -1)
+        parts = unpack(code["keys"][start:stop], self.bits)
+        scaled = (rows * code["key_step"][pages, None].float()).split(parts[0].shape[1], -1)
         found = (rows @ code["key_low"][pages].float().T).T[..., None]
-        for part, codes in zip(scaled, unpack(code["keys"][start:stop], self.bits), strict=True):
+        for part, codes in zip(scaled, parts, strict=True):
             found = torch.baddbmm(found, part, codes.float().unflatten(0, (-1, self.group)).transpose(1, 2))
         return found.transpose(0, 1).flatten(1).view(*query.shape[:2], -1).to(query.dtype)
 
     def mix(self, code: Code, attention: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """``a · (low + code * step) = a · low + (a * step) · code``: the step goes into the attention, per group."""
-        width = code["values"].shape[1]
-        if attention[..., 0].numel() > FEW or max(width, self.group) % min(width, self.group):
+        parts = unpack(code["values"][start:stop], self.bits) if attention[..., 0].numel() <= FEW else []
+        width = parts[0].shape[1] if parts else 1
+        if not parts or max(width, self.group) % min(width, self.group):
             return attention @ self.values(code, start, stop, attention.dtype)
         rows, run = attention.flatten(0, 1).float(), min(width, self.group)
         low, step = (code[name][start:stop].float() for name in ("value_low", "value_step"))
         found, channel = [], 0
-        for part in unpack(code["values"][start:stop], self.bits):
+        for part in parts:
             for codes in part.float().split(run, -1):
                 group = channel // self.group
                 found.append((rows * step[:, group]) @ codes)
@@ -149,7 +159,7 @@ class Kivi(KVMethod):
     """Old entries in few bits, recent ones whole.
 
     Attributes:
-        bits: per number, 2, 4 or 8.
+        bits: per number, 2, 3, 4 or 8.
         group: tokens that share a key scale, and channels that share a value scale; must divide the head size.
         residual: recent entries that are always whole.
     """
@@ -164,13 +174,13 @@ class Kivi(KVMethod):
         2024,
         "https://arxiv.org/abs/2402.02750",
     )
-    sweep: ClassVar[tuple[str, ...]] = ("kivi:bits=8", "kivi:bits=4", "kivi:bits=2")
+    sweep: ClassVar[tuple[str, ...]] = ("kivi:bits=8", "kivi:bits=4", "kivi:bits=3", "kivi:bits=2")
 
     def __post_init__(self) -> None:
-        if self.bits not in (2, 4, 8) or self.group < 1 or self.residual < 0:
+        if self.bits not in (2, 3, 4, 8) or self.group < 1 or self.residual < 0:
             raise PolicyError(
-                f"kivi: bits={self.bits}, group={self.group}, residual={self.residual}. bits must be 2, 4 or 8, group "
-                "at least 1, residual zero or more."
+                f"kivi: bits={self.bits}, group={self.group}, residual={self.residual}. bits must be 2, 3, 4 or 8, "
+                "group at least 1, residual zero or more."
             )
 
     def compose(self) -> KVPolicy:
