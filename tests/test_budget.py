@@ -20,7 +20,10 @@ def test_spending_and_renewing() -> None:
     assert later.spend(1.0).left == 0
     renewed = later.renew()
     assert (renewed.left, renewed.spent, renewed.spent_total) == (0.1, 0.0, pytest.approx(0.07))
-    assert tenuto.ErrorBudget(rtol=0.1, total=0.08).spend(0.07).renew().left == pytest.approx(0.01)
+    limited = tenuto.ErrorBudget(rtol=0.1, total=0.3)
+    assert limited.most == 0.1
+    assert limited.spend(0.05, 0.28).renew().most == pytest.approx(0.02)
+    assert limited.spend(0.4).most == 0
     assert budget.spent == 0, "a budget is a value"
 
 

@@ -57,7 +57,7 @@ def test_types_come_from_the_dataclass(plugin: str) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("evry_n", "Unknown policy 'evry_n'. Did you mean 'every_n'? Allowed: adacorrection, adakv, every_n"),
+        ("evry_n", "Unknown policy 'evry_n'. Did you mean 'every_n'? Allowed: adacorrection, adakv, cake"),
         ("", "Unknown policy ''"),
         ("first_block:treshold=1", "no option 'treshold'. Did you mean 'threshold'? Allowed: threshold, warmup"),
         ("every_n:n=2.5", "n=2.5 is not allowed: give a whole number"),
@@ -148,7 +148,8 @@ def test_methods_of_the_kv_family_combine() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("every_n+snapkv", "only methods of the KV family"),
+        ("every_n+snapkv", "snapkv cannot follow a plus: it wraps no other policy. Those that do: adacorrection."),
+        ("snapkv+every_n", "can be combined with others of it only"),
         ("snapkv+knorm", "Knorm adds nothing"),
         ("snapkv+", "Unknown policy"),
         ("snapkv+kvi", "Unknown policy 'kvi'. Did you mean 'kivi'?"),

@@ -28,35 +28,57 @@ if TYPE_CHECKING:
     from tenuto.errors import AttachError, CalibrationError, InputError, ModelError, PolicyError, TenutoError
     from tenuto.eval.run import Run
     from tenuto.kv.policies.adakv import AdaKV
+    from tenuto.kv.policies.cake import Cake
+    from tenuto.kv.policies.expected_attention import ExpectedAttention
+    from tenuto.kv.policies.h2o import H2O
     from tenuto.kv.policies.kivi import Kivi
     from tenuto.kv.policies.knorm import Knorm
+    from tenuto.kv.policies.kvmerger import KVMerger
+    from tenuto.kv.policies.kvzip import KVzip
+    from tenuto.kv.policies.mikv import MiKV
+    from tenuto.kv.policies.pyramidkv import PyramidKV
+    from tenuto.kv.policies.razor_attention import RazorAttention
+    from tenuto.kv.policies.scissorhands import Scissorhands
     from tenuto.kv.policies.snapkv import SnapKV
     from tenuto.kv.policies.streaming_llm import StreamingLLM
+    from tenuto.kv.policies.think import ThinK
+    from tenuto.kv.policies.zipcache import ZipCache
     from tenuto.kv.policy import KVPolicy
 
 _HOMES = {
     "AdaCorrection": "tenuto.diffusion.policies.adacorrection",
     "AdaKV": "tenuto.kv.policies.adakv",
     "AttachError": "tenuto.errors",
+    "Cake": "tenuto.kv.policies.cake",
     "CalibrationError": "tenuto.errors",
     "ErrorBudget": "tenuto.budget",
     "EveryN": "tenuto.diffusion.policies.every_n",
+    "ExpectedAttention": "tenuto.kv.policies.expected_attention",
     "FastCache": "tenuto.diffusion.policies.fastcache",
     "FirstBlock": "tenuto.diffusion.policies.first_block",
+    "H2O": "tenuto.kv.policies.h2o",
     "InputError": "tenuto.errors",
+    "KVMerger": "tenuto.kv.policies.kvmerger",
     "KVPolicy": "tenuto.kv.policy",
+    "KVzip": "tenuto.kv.policies.kvzip",
     "Kivi": "tenuto.kv.policies.kivi",
     "Knorm": "tenuto.kv.policies.knorm",
     "MemoryBudget": "tenuto.budget",
+    "MiKV": "tenuto.kv.policies.mikv",
     "ModelError": "tenuto.errors",
     "PolicyError": "tenuto.errors",
     "Profile": "tenuto.calibration",
+    "PyramidKV": "tenuto.kv.policies.pyramidkv",
+    "RazorAttention": "tenuto.kv.policies.razor_attention",
     "Run": "tenuto.eval.run",
+    "Scissorhands": "tenuto.kv.policies.scissorhands",
     "SnapKV": "tenuto.kv.policies.snapkv",
     "StreamingLLM": "tenuto.kv.policies.streaming_llm",
     "TaylorSeer": "tenuto.diffusion.policies.taylorseer",
     "TeaCache": "tenuto.diffusion.policies.teacache",
     "TenutoError": "tenuto.errors",
+    "ThinK": "tenuto.kv.policies.think",
+    "ZipCache": "tenuto.kv.policies.zipcache",
     "attach": "tenuto.attachment",
     "calibrate": "tenuto.diffusion.calibrate",
 }
@@ -64,25 +86,36 @@ __all__ = [
     "AdaCorrection",
     "AdaKV",
     "AttachError",
+    "Cake",
     "CalibrationError",
     "ErrorBudget",
     "EveryN",
+    "ExpectedAttention",
     "FastCache",
     "FirstBlock",
+    "H2O",
     "InputError",
+    "KVMerger",
     "KVPolicy",
+    "KVzip",
     "Kivi",
     "Knorm",
     "MemoryBudget",
+    "MiKV",
     "ModelError",
     "PolicyError",
     "Profile",
+    "PyramidKV",
+    "RazorAttention",
     "Run",
+    "Scissorhands",
     "SnapKV",
     "StreamingLLM",
     "TaylorSeer",
     "TeaCache",
     "TenutoError",
+    "ThinK",
+    "ZipCache",
     "__version__",
     "attach",
     "calibrate",

@@ -17,12 +17,13 @@ _EXAMPLES = "Write keep=0.25, tokens=512 or bytes=20MiB."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorBudget:
-    """Relative error that estimates may have, and add up to over a whole generation.
+    """Relative error that estimates may have, per span of blocks and guidance branch.
 
     Attributes:
-        rtol: the most that one estimate may be off, and the predicted errors between two computed steps may add up to:
-            a fraction of the norm of the hidden states (0.05 is five per cent).
-        total: the most that the errors of a generation may add up to, infinite by default.
+        rtol: the bounds that a gate charges for estimates add up to no more between two computed steps, and the true
+            error of a single one is expected below it: a fraction of the norm of the hidden states (0.05 is five per
+            cent).
+        total: the largest errors to be expected in one generation add up to no more, infinite by default.
         spent: what estimates since the last computed step have used; spent_total: what all of them have used.
     """
 
@@ -38,12 +39,19 @@ class ErrorBudget:
 
     @property
     def left(self) -> float:
-        """What may still be spent, never below zero."""
-        return max(min(self.rtol - self.spent, self.total - self.spent_total), 0.0)
+        """What bounds may still add up to until the next computed step, never below zero."""
+        return max(self.rtol - self.spent, 0.0)
 
-    def spend(self, error: float) -> ErrorBudget:
-        """The budget after an estimate with this predicted error."""
-        return replace(self, spent=self.spent + error, spent_total=self.spent_total + error)
+    @property
+    def most(self) -> float:
+        """The most that one estimate may be off: ``rtol``, or what is left of the total."""
+        return max(min(self.rtol, self.total - self.spent_total), 0.0)
+
+    def spend(self, bound: float, worst: float | None = None) -> ErrorBudget:
+        """The budget after an estimate with this bound on its error; ``worst``, by default the bound, is charged to the
+        total."""
+        worst = bound if worst is None else worst
+        return replace(self, spent=self.spent + bound, spent_total=self.spent_total + worst)
 
     def renew(self) -> ErrorBudget:
         """The budget after a computed step: what the generation has spent stays spent."""
@@ -101,6 +109,8 @@ class MemoryBudget:
             amount = float(number)
         except ValueError as error:
             raise InputError(f"{text!r} is no budget. {_EXAMPLES}") from error
+        if not math.isfinite(amount):
+            raise InputError(f"{text!r} is no budget: the amount is not finite.")
         if kind == "tokens" and amount != int(amount):
             raise InputError(f"{text!r} is no budget: tokens are a whole number.")
         amount = amount if kind == "keep" else int(amount * _UNITS[unit or "B"])

@@ -200,7 +200,7 @@ def parse(given: str, family: Family | None = None) -> Any:
         PolicyError: an unknown name or option, a value of the wrong type, or a plus where it does not belong.
         InputError: a value that the policy refuses.
     """
-    first, *others = re.split(r"\+(?=\s*[A-Za-z_])", given)
+    first, *others = re.split(r"\+(?!\d)", given)
     policy = _parse_one(first, family, None)
     if isinstance(policy, KVMethod) and others:
         rest = [_parse_one(part, family, None) for part in others]

@@ -49,8 +49,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorSums:
-    """Errors of the estimates of one span and branch in one generation, measured in shadow mode: the largest of one
-    estimate, and their sum."""
+    """Errors of the estimates of one span and guidance branch in one generation, measured in shadow mode: the largest
+    of one estimate, and their sum."""
 
     worst: float
     total: float

@@ -70,7 +70,7 @@ def split(model: Any) -> Any:
 
 def policies() -> Iterator[tuple[str, FeaturePolicy]]:
     """Every policy that is installed, by its text."""
-    for name, info in catalog.methods().items():
+    for name, info in catalog.methods("diffusion").items():
         plain = (f"every_n:n=3+{name}" if info.wraps else (*info.cls.sweep, name)[0],)
         yield from ((text, catalog.parse(text)) for text in TEXTS.get(name, plain))
 
@@ -91,7 +91,7 @@ def profile(name: str, method: type[FeaturePolicy]) -> Profile | None:
 
     made: list[Profile | None] = [None]
     if method.calibrated and dist.get_rank() == 0:
-        made = [tenuto.calibrate(model, method(), each, seeds=range(10, 14), settings={})]
+        made = [tenuto.calibrate(model, method(), each, seeds=range(10, 16), settings={})]
     dist.broadcast_object_list(made)
     return made[0]
 

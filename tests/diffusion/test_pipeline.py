@@ -52,7 +52,7 @@ def tea(pipe: Any) -> Profile:
 
 @pytest.fixture(scope="module")
 def fast(pipe: Any) -> Profile:
-    return tenuto.calibrate(pipe, tenuto.FastCache(), lambda seed: draw(pipe, seed), seeds=range(10, 14), settings={})
+    return tenuto.calibrate(pipe, tenuto.FastCache(), lambda seed: draw(pipe, seed), seeds=range(10, 16), settings={})
 
 
 @pytest.mark.parametrize("policy", [tenuto.EveryN(n=1), tenuto.FirstBlock(threshold=0.0)], ids=repr)

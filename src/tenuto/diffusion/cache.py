@@ -207,6 +207,8 @@ class FeatureCache:
         self.telemetry.flops += self.composition.estimator.flops(state, now.step)
         if mixed is not None:
             residual = self._corrected(branch, now, residual, _residual(mixed, hidden))
+            if self.composition.corrector and now.tokens is not None:
+                self.telemetry.flops += self.composition.corrector.flops(now.step, now.tokens.shape[1])
         output = tuple(h if r is None or h is None else h + r for h, r in zip(hidden, residual, strict=True))
         error = None
         if truth is not None and truth[0] is not None and output[0] is not None:
@@ -251,6 +253,7 @@ class FeatureCache:
             branch.probe = residual
         else:
             estimator = self.composition.estimator
+            self.telemetry.flops += estimator.flops_observed(branch.estimators[span.index], now.step)
             state = estimator.observe(branch.estimators[span.index], now.step, residual)
             branch.estimators[span.index] = state
             if corrector is not None:

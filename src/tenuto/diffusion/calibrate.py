@@ -47,6 +47,11 @@ def calibrate(
             "would fit a profile of its own. Calibrate on one device: the profile serves any number of them."
         )
     recorder = policy.profiled.recorder()
+    if len(seeds) < recorder.least:
+        raise CalibrationError(
+            f"{type(policy.profiled).__name__} cannot be fitted on {len(seeds)} generations: give at least "
+            f"{recorder.least} seeds (--runs {recorder.least})."
+        )
     with attach(target, Recording(watcher=recorder), count_flops=False) as run:
         for number, seed in enumerate(seeds):
             recorder.begin(number)

@@ -173,7 +173,7 @@ class Denoiser:
             args, kwargs = block.with_streams(before, call.args, call.keywords)
             self.truth = unpack(block, call.func(*args, **kwargs), before)
         run = partial(self.subsets[block.index].run, tokens, image.shape[1], call)
-        raw = self.meter.part(block.index, tokens.shape[1], run) if self.meter else run()
+        raw = self.meter.part(block.index, tokens.shape[1], run, besides=self.shadow) if self.meter else run()
         output = cache.passed(block.index, streams, unpack(block, raw, streams))
         if closes:
             output = cache.estimate(truth=self.truth if self.shadow else None, mixed=output)

@@ -75,10 +75,12 @@ class FlopMeter:
         """A block was not run in this call."""
         self._skipped.append(index)
 
-    def part(self, index: int, chosen: int, block: Callable[[], Any]) -> Any:
-        """Run one block for ``chosen`` of its tokens, counting it if this is new."""
+    def part(self, index: int, chosen: int, block: Callable[[], Any], *, besides: bool) -> Any:
+        """Run one block for ``chosen`` of its tokens, counting it if this is new; ``besides``: it was run as a whole
+        too (shadow mode)."""
         key = (self._signature, index, chosen)
-        self._skipped.append(index)
+        if not besides:
+            self._skipped.append(index)
         if key in self._parts:
             result = block()
         else:

@@ -97,7 +97,7 @@ class Ladder(Estimator):
 
     def weights(self, step: Step, stream: int, gap: int) -> Weights:
         """What the cell of a step holds."""
-        place = self.schedule.place(step.timestep, None) * self.bins // len(self.schedule.timesteps)
+        place = self.schedule.place(step.timestep, step.total) * self.bins // len(self.schedule.timesteps)
         return self.cells.get((step.span.index, stream, place, gap), ())
 
     def estimate(self, state: Past, step: Step) -> Streams:

@@ -156,6 +156,10 @@ class Estimator(ABC):
         """Operations of one estimate (multiply and add count as two); element-wise work counts as zero."""
         return 0.0
 
+    def flops_observed(self, state: Any, step: Step) -> float:
+        """Operations of ``observe``."""
+        return 0.0
+
     def nbytes(self) -> int:
         """Bytes of fitted weights the estimator holds besides its state."""
         return 0
@@ -186,6 +190,10 @@ class Corrector(ABC):
         """The image stream's residual ``[batch, tokens, channels]`` from the estimated one of all tokens (same shape)
         and the computed one of the chosen tokens ``[batch, chosen, channels]``."""
 
+    def flops(self, step: Step, chosen: int) -> float:
+        """Operations of choosing and correcting, the chosen tokens' own apart."""
+        return 0.0
+
     @abstractmethod
     def observe(self, state: Any, step: Step, residual: Streams) -> Any:
         """The state after the span's true residual became known."""
@@ -213,6 +221,9 @@ class Recorder(ABC):
     @abstractmethod
     def begin(self, generation: int) -> None:
         """A generation starts."""
+
+    least: ClassVar[int] = 1
+    """Generations needed for a fit."""
 
     @abstractmethod
     def fit(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

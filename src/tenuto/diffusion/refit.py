@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -97,6 +97,8 @@ class LadderRecorder(Recorder):
         rank: of the rung "low_rank".
         rehearsals: policies for the closed-loop refit.
     """
+
+    least: ClassVar[int] = 2 * HOLD_OUT
 
     def __init__(
         self,
@@ -188,10 +190,8 @@ class LadderRecorder(Recorder):
 
     def fit(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         self._digest()
-        if not self.held_open:
-            raise CalibrationError(
-                f"fastcache holds out every {HOLD_OUT}rd generation to fit its gate: give at least {HOLD_OUT} seeds."
-            )
+        if len(self.held_open) < 2:  # two halves, to cross-fit the levels
+            raise CalibrationError(f"Every {HOLD_OUT}rd generation is held out: give at least {self.least} seeds.")
         cells, summary = self._choose()
         tensors, index = packed(cells)
         numbers = {

@@ -5,12 +5,9 @@ their estimate. :class:`MergedTokens` computes one representative per cluster of
 the representative's *innovation* (fresh minus estimate). Values are never averaged: merging tokens by their mean, the
 training-free form, did not work for the authors of ToCa (https://arxiv.org/abs/2410.05317, their ``token_merge.py``),
 since the mean of two tokens is an input that the blocks have never seen; a representative is a real one, and a member
-keeps its own estimate.
+keeps its own estimate. All of it is batched; memory and work are those of one ``[batch, tokens, tokens]`` matrix.
 
-All of it is batched; memory and work are those of one ``[batch, tokens, tokens]`` matrix.
-
-Sources: FastCache, https://arxiv.org/abs/2505.20353 (token saliency; densities of its token merging);
-Rodriguez and Laio, https://doi.org/10.1126/science.1242072 (density peaks).
+Sources: FastCache, https://arxiv.org/abs/2505.20353; density peaks, https://doi.org/10.1126/science.1242072.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ import torch
 
 from tenuto.diffusion.policy import Corrector, Step, Streams
 
-__all__ = ["MergedTokens", "MotionTokens", "density", "motion", "peaks", "put", "top"]
+__all__ = ["LastInput", "MergedTokens", "MotionTokens", "density", "motion", "peaks", "put", "top"]
 
 
 def motion(hidden: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -55,14 +52,23 @@ def peaks(squares: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
     return score * torch.where(order == 0, squares.amax((1, 2))[:, None], away).sqrt()
 
 
-@dataclass(frozen=True, slots=True)
-class MotionTokens(Corrector):
-    """Compute the ``fraction`` of the tokens that moved most; the state is the last computed step's input."""
+class LastInput(Corrector):
+    """A corrector whose state is the last computed step's input."""
 
-    fraction: float
+    __slots__ = ()
 
     def init(self) -> torch.Tensor | None:
         return None
+
+    def observe(self, state: torch.Tensor | None, step: Step, residual: Streams) -> torch.Tensor | None:
+        return step.hidden[0]
+
+
+@dataclass(frozen=True, slots=True)
+class MotionTokens(LastInput):
+    """Compute the ``fraction`` of the tokens that moved most."""
+
+    fraction: float
 
     def select(self, state: torch.Tensor | None, step: Step) -> torch.Tensor | None:
         image = step.hidden[0]
@@ -73,12 +79,9 @@ class MotionTokens(Corrector):
     ) -> torch.Tensor:
         return put(tokens, estimate, fresh)
 
-    def observe(self, state: torch.Tensor | None, step: Step, residual: Streams) -> torch.Tensor | None:
-        return step.hidden[0]
-
 
 @dataclass(frozen=True, slots=True)
-class MergedTokens(Corrector):
+class MergedTokens(LastInput):
     """Compute one representative per cluster of like tokens; its innovation goes to all members.
 
     ``fraction`` of the tokens represent; density over ``neighbours``; a token's score is its density times
@@ -89,17 +92,14 @@ class MergedTokens(Corrector):
     neighbours: int = 5
     weight: float = 1.0
 
-    def init(self) -> torch.Tensor | None:
-        return None
-
     def select(self, state: torch.Tensor | None, step: Step) -> torch.Tensor | None:
         image = step.hidden[0]
         if state is None or image is None:
             return None
         squares = torch.cdist(image.float(), image.float()).square()
         moved = motion(image, state).sqrt()
-        moved = moved / moved.mean(1, keepdim=True).clamp_min(1e-12)
-        score = density(squares, self.neighbours) * (1 + self.weight * moved)
+        share = moved / moved.mean(1, keepdim=True).clamp_min(1e-12)
+        score = density(squares, self.neighbours) * (1 + self.weight * share)
         return top(peaks(squares, score), self.fraction)
 
     def correct(
@@ -109,9 +109,11 @@ class MergedTokens(Corrector):
         if image is None:
             return estimate
         mine = tokens[..., None].expand_as(fresh)
-        nearest = torch.cdist(image.float(), image.gather(1, mine).float()).argmin(-1)
-        innovation = (fresh - estimate.gather(1, mine)).take_along_dim(nearest[..., None], 1)
+        nearest = torch.cdist(image.float(), image.gather(1, mine).float()).argmin(-1, keepdim=True)
+        innovation = (fresh - estimate.gather(1, mine)).take_along_dim(nearest, 1)
         return put(tokens, estimate + innovation, fresh)
 
-    def observe(self, state: torch.Tensor | None, step: Step, residual: Streams) -> torch.Tensor | None:
-        return step.hidden[0]
+    def flops(self, step: Step, chosen: int) -> float:
+        """The two matrices of distances."""
+        image = step.hidden[0]
+        return 0.0 if image is None else 2.0 * image.numel() * (image.shape[1] + chosen)

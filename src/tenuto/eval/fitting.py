@@ -67,7 +67,8 @@ def fit_profile(
 def own_place(policy: FeaturePolicy, profile: Profile | None = None) -> Path:
     """Where in the user's cache folder a policy's profile is kept, and found by ``attach``."""
     folder = next(iter(profile_folders()))
-    made_for = f"-{profile.fingerprint}-{profile.settings['steps']}" if profile else ""
+    told = profile.settings if profile else {}
+    made_for = f"-{profile.fingerprint}-{told['steps']}-{told['guidance']:g}-{told['sampler']}" if profile else ""
     safe = catalog.text(policy).replace(":", "-").replace(",", "-")
     return folder / f"{safe}{made_for}.safetensors"
 

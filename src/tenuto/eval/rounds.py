@@ -27,8 +27,6 @@ from tenuto.telemetry import Event, Telemetry
 
 __all__ = ["Rounds"]
 
-Round = dict[str, Piece]
-
 
 class Rounds:
     """The rounds done so far of one benchmark.
@@ -44,7 +42,7 @@ class Rounds:
         self.folder, self.plan = folder, json.loads(json.dumps(plan))
         there = takewhile(Path.is_file, (self._path(number) for number in count()))
         self.done = [self._read(path) for path in there]
-        self._now: Round = {}
+        self._now: dict[str, Piece] = {}
 
     def works(self, rows: Sequence[Contender]) -> dict[str, Work]:
         """The work of each row by name: taken from the rounds that are done, and written as more get done.
@@ -89,7 +87,7 @@ class Rounds:
         save_file(tensors or {"": torch.zeros(1)}, temporary, metadata=header)
         os.replace(temporary, path)
 
-    def _read(self, path: Path) -> Round:
+    def _read(self, path: Path) -> dict[str, Piece]:
         try:
             with safe_open(path, framework="pt") as file:
                 header = {key: json.loads(value) for key, value in file.metadata().items()}

@@ -24,12 +24,14 @@ import torch
 from tenuto.calibration import Profile
 from tenuto.diffusion.attach import attach
 from tenuto.diffusion.policy import FeaturePolicy
+from tenuto.errors import InputError
 from tenuto.eval.job import Job, labels_of
 from tenuto.eval.pipelines import ImageModel
 
-__all__ = ["Shadow", "measure_shadow", "sampler_step"]
+__all__ = ["NULL_CLASS", "Shadow", "check_shadow", "measure_shadow", "sampler_step"]
 
 NULL_CLASS = 1000
+SAMPLER = "DDIMScheduler"
 ITERATIONS = 4
 NUDGE = 1e-2
 
@@ -40,7 +42,7 @@ class Shadow:
 
     Attributes:
         estimates: how many spans were estimated; worst, mean: relative errors of their outputs (worst of a batch).
-        largest_total: largest sum of errors over one generation.
+        largest_total: largest sum of errors of one span and guidance branch over one generation.
         rtol, total: the policy's ErrorBudget, None if it promises nothing (or no total).
         kept: whether every error stayed within it, None without a budget.
         output_error: relative error of the final latents against the uncached ones, mean over pictures.
@@ -127,6 +129,16 @@ def _stretch(
         found = torch.maximum(found, _norm(moved).detach().cpu())
         direction = _unit(back)
     return found, direction
+
+
+def check_shadow(model: ImageModel) -> None:
+    """Refuse a sampler whose step depends on more than its input: the bound repeats steps one by one.
+
+    Raises:
+        InputError: naming the sampler.
+    """
+    if model.sampler != SAMPLER:
+        raise InputError(f"A shadow run repeats single steps, which {model.sampler} cannot. Use {SAMPLER}.")
 
 
 def measure_shadow(

@@ -1,4 +1,4 @@
-"""A cache in a file: safetensors, with everything else about it as JSON in the header. Written whole or not at all."""
+"""A cache in a file: safetensors, all else as JSON in the header. Written whole or not at all."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ def save(cache: KVCache, path: Path | str, mark: str) -> None:
     Raises:
         InputError: the cache is empty, or the file cannot be written.
     """
-    shared = cache.sequences
-    if not shared.columns:
+    if not (shared := cache.sequences).columns:
         raise InputError("The cache is empty: run the model on a prompt before saving.")
     facts: dict[str, Any] = {
         "model": mark,
@@ -61,9 +60,8 @@ def _exact(cache: KVCache) -> dict[str, torch.Tensor]:
     named = cache.tensors()
     for number, layer in enumerate(cache.engine):
         if layer.held is not None:
-            held = layer.held
-            trimmed = held.selected(range(held.store.rows)).store.tensors()
-            named |= {f"{number}.{name}": tensor for name, tensor in trimmed.items()}
+            store = layer.held.selected(range(layer.held.store.rows)).store
+            named |= {f"{number}.{name}": tensor for name, tensor in store.tensors().items()}
     return named
 
 
@@ -97,8 +95,8 @@ def _fill(cache: KVCache, facts: dict[str, Any], tensors: dict[str, torch.Tensor
     for number, layer in enumerate(cache.engine):
         mine = {k.removeprefix(f"{number}."): v for k, v in tensors.items() if k.startswith(f"{number}.")}
         _fill_layer(layer, mine, facts["lengths"][number], len(shared.seen))
-    sliding = [layer for layer in cache.layers if not isinstance(layer, KVLayer)]
-    for number, (layer, length) in enumerate(zip(sliding, facts["sliding"], strict=True)):
+    others = (layer for layer in cache.layers if not isinstance(layer, KVLayer))
+    for number, (layer, length) in enumerate(zip(others, facts["sliding"], strict=True)):
         keys, values = tensors[f"sliding.{2 * number}"], tensors[f"sliding.{2 * number + 1}"]
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values, layer.cumulative_length = keys, values, length

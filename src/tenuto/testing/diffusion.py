@@ -229,7 +229,8 @@ def law_shadow_sees_every_error(policy: FeaturePolicy) -> None:
 
 def law_errors_within_budget(policy: FeaturePolicy) -> None:
     """The true errors that shadow mode measures never exceed the ErrorBudget the policy promises, if it promises one:
-    at each step, and added up over a generation; batched and separate guidance, batches of one and more."""
+    at each step, and added up over a generation; batched and separate guidance, batches of one and two. The seeds are
+    others than those the profile was fitted on, the classes are not."""
     budget, model = policy.budget, TinyDiT()
     if budget is None:
         return
@@ -237,7 +238,7 @@ def law_errors_within_budget(policy: FeaturePolicy) -> None:
         profile = profile_for(policy, model, separate=separate)
         with attach(model, policy, profile=profile, shadow=True) as run:
             for seed in range(6):
-                denoise(model, seed, batch=1 + seed % 3, separate=separate)
+                denoise(model, seed, batch=1 + seed % 2, separate=separate)
         for sums in run.telemetry.errors():
             expect(sums.worst <= budget.rtol, f"an error stays within rtol={budget.rtol}", sums)
             expect(sums.total <= budget.total, f"errors of a generation stay within {budget.total}", sums)

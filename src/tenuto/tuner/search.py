@@ -81,8 +81,7 @@ def _root(axis: Axis, points: Sequence[tuple[float, float]]) -> float | None:
 
 def _outward(last: tuple[float, float], points: Sequence[tuple[float, float]]) -> float:
     """A position farther out than ``last`` (stronger if its margin is positive), along the line through ``points``."""
-    side = 1.0 if last[1] >= 0 else -1.0
-    length = FIRST_STEP
+    side, length = (1.0 if last[1] >= 0 else -1.0), FIRST_STEP
     if len(points) == 2 and points[0][1] > points[1][1]:
         slope = (points[0][1] - points[1][1]) / (points[1][0] - points[0][0])
         length = min(max(1.1 * abs(last[1]) / slope, SHORTEST), LONGEST)
@@ -100,8 +99,7 @@ def _parzen(space: Space, tried: Sequence[Tried], seed: int) -> dict[str, float]
         else FloatDistribution(axis.low, axis.high, log=axis.logarithmic)
         for axis in space.axes
     }
-    startup = 2 * len(space.axes)
-    sampler = optuna.samplers.TPESampler(n_startup_trials=startup, seed=seed + len(tried))
+    sampler = optuna.samplers.TPESampler(n_startup_trials=2 * len(space.axes), seed=seed + len(tried))
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

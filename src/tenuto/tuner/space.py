@@ -15,7 +15,7 @@ from typing import Any
 
 from tenuto import catalog
 from tenuto.catalog import MethodInfo
-from tenuto.diffusion.policy import FeaturePolicy
+from tenuto.diffusion.policy import FeaturePolicy, WrappingPolicy
 from tenuto.errors import PolicyError, TenutoError
 
 __all__ = ["Axis", "Space", "space_of"]
@@ -66,20 +66,26 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The settings of one policy: ``base`` with the options in ``axes`` varied."""
+    """The settings of one policy: ``base`` with the options in ``axes`` varied, those of the policy inside a wrapping
+    one."""
 
     name: str
     base: FeaturePolicy
     axes: tuple[Axis, ...]
 
+    @property
+    def _varied(self) -> FeaturePolicy:
+        return self.base.inner if isinstance(self.base, WrappingPolicy) else self.base
+
     def start(self) -> dict[str, float]:
         """Where the search begins."""
-        return {axis.option: axis.rounded(getattr(self.base, axis.option)) for axis in self.axes}
+        return {axis.option: axis.rounded(getattr(self._varied, axis.option)) for axis in self.axes}
 
     def policy(self, values: Mapping[str, float]) -> FeaturePolicy:
         whole = {axis.option for axis in self.axes if axis.whole}
         given: dict[str, Any] = {key: int(value) if key in whole else value for key, value in values.items()}
-        return replace(self.base, **given)  # type: ignore[type-var]  # every policy is a dataclass
+        varied: Any = replace(self._varied, **given)  # type: ignore[type-var]  # every policy is a dataclass
+        return replace(self.base, inner=varied) if isinstance(self.base, WrappingPolicy) else varied
 
 
 def space_of(info: MethodInfo) -> Space:
@@ -90,6 +96,9 @@ def space_of(info: MethodInfo) -> Space:
     """
     sweep = [catalog.parse(text, "diffusion") for text in info.cls.sweep]
     base = sweep[len(sweep) // 2] if sweep else catalog.parse(info.name, "diffusion")
+    if isinstance(base, WrappingPolicy):
+        inside = next(it for it in catalog.methods("diffusion").values() if it.cls is type(base.inner))
+        return Space(info.name, base, space_of(inside).axes)
     declared = info.cls.search if issubclass(info.cls, FeaturePolicy) else {}
     if declared:
         return Space(info.name, base, tuple(_declared(info, declared)))

@@ -115,7 +115,8 @@ class Priced(StoredResidual):
 def test_the_estimate_made_at_a_computed_step_is_paid_for() -> None:
     estimator = OffsetCorrection(Priced(), 1.0)
     state = estimator.observe(estimator.init(), make_step(3, (full(0),)), (full(1),))
-    assert [estimator.flops(state, make_step(index)) for index in (4, 5)] == [14.0, 7.0]
+    assert [estimator.flops(state, make_step(index)) for index in (4, 5)] == [7.0, 7.0]
+    assert [estimator.flops_observed(known, make_step(4)) for known in (None, state)] == [0.0, 7.0]
     assert estimator.nbytes() == 100
 
 

@@ -19,6 +19,7 @@ from tenuto.diffusion.trajectory import Schedule
 from tenuto.errors import CalibrationError, PolicyError
 from tenuto.gate import Gate
 from tenuto.testing import TinyDiT, denoise, profile_for
+from tenuto.testing.diffusion import law_errors_within_budget
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH, BINS, GAPS = 4, 5, 3
@@ -135,17 +136,36 @@ def test_a_linear_law_is_found() -> None:
 
 
 def test_the_run_budget_ends_reuse_for_good() -> None:
-    gate = budget_gate(scale=0.01, dof=1e6, total=0.05)
+    gate = budget_gate(scale=0.01, dof=1e6, total=0.06, worst=0.01)
     step = make_step(0, (full(1), None), timestep=900.0)
     state = gate.settled(None, step, gate.judge(None, step)[0], True)
     reused = []
-    for index in range(1, 5):  # changes of 0.3 that cost 0.03 each, and every other step computed
+    for index in range(1, 5):  # changes of 0.3: 0.03, and a quarter more at worst; every other step is computed
         step = make_step(index, (full(1.3 if index % 2 else 1), None), timestep=500.0)
         verdict, state = gate.judge(state, step)
         computed = index % 2 == 0
         state = gate.settled(state, step, verdict, computed)
         reused.append(verdict.reuse)
-    assert reused[0] and not reused[2], "0.03 of 0.05 is spent: the second estimate of 0.03 does not fit"
+    assert reused[0] and not reused[2], "0.0375 of 0.06 is spent: a second estimate does not fit"
+
+
+def test_an_overruled_estimate_costs_nothing() -> None:
+    gate = budget_gate(scale=0.01, dof=1e6, total=0.05)
+    step = make_step(0, (full(1), None), timestep=900.0)
+    state = gate.settled(None, step, gate.judge(None, step)[0], True)
+    for index in range(1, 5):  # the gate would reuse, but warm-up computes
+        step = make_step(index, (full(1 + 0.1 * index), None), timestep=500.0)
+        verdict, state = gate.judge(state, step)
+        assert verdict.reuse
+        state = gate.settled(state, step, verdict, True)
+    assert state is not None and state.budget.spent_total == 0
+
+
+@pytest.mark.parametrize("numbers", [{"total": 0.2}, {"span": 1, "total": 0.1}])
+def test_the_total_budget_is_kept_too(numbers: dict[str, Any]) -> None:
+    policy = tenuto.FastCache(rtol=0.4, **numbers)
+    law_errors_within_budget(policy)
+    assert decisions(policy, profile=profile_for(policy, TinyDiT())).count("r") > 0
 
 
 def test_the_published_gate_never_rejects() -> None:

@@ -35,7 +35,7 @@ Measured = tuple[Path, dict[str, Run]]
 def measured(tiny_model: Path, offline: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
     out = tmp_path_factory.mktemp("out") / "bench"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tenuto.eval.fitting.RUNS", 4)
+        patch.setattr("tenuto.eval.fitting.RUNS", 6)
         runs = bench(str(tiny_model), POLICIES, out, JOB, device="cpu", command="tenuto bench")
     yield out, {run.policy: run for run in runs}
 

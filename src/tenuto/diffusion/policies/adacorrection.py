@@ -23,13 +23,14 @@ Paper: AdaCorrection, https://arxiv.org/abs/2602.13357 (offset score and weight:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from tenuto.diffusion.policy import Composition, Corrector, Estimator, Paper, Step, Streams, WrappingPolicy
-from tenuto.diffusion.saliency import put, top
+from tenuto.diffusion.policy import Composition, Estimator, Paper, Step, Streams, WrappingPolicy
+from tenuto.diffusion.saliency import LastInput, put, top
 from tenuto.errors import PolicyError
 
 if TYPE_CHECKING:
@@ -94,8 +95,12 @@ class OffsetCorrection(Estimator):
         return replace(known, gap=step.index - state.index, change=image - state.hidden, innovation=innovation)
 
     def flops(self, state: _Known, step: Step) -> float:
-        """One estimate; the first after a computed step pays for the one made there as well."""
-        return self.inner.flops(state.inner, step) * (2 if step.index == state.index + 1 else 1)
+        return self.inner.flops(state.inner, step)
+
+    def flops_observed(self, state: _Known | None, step: Step) -> float:
+        """The inner estimate that a computed step is compared with."""
+        ready = state is not None and self.inner.ready(state.inner, step)
+        return self.inner.flops(state.inner, step) if state is not None and ready else 0.0
 
     def nbytes(self) -> int:
         return self.inner.nbytes()
@@ -121,13 +126,10 @@ def drift(hidden: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class DriftedTokens(Corrector):
-    """Compute the ``fraction`` of the tokens that have drifted most; the state is the last computed step's input."""
+class DriftedTokens(LastInput):
+    """Compute the ``fraction`` of the tokens that have drifted most."""
 
     fraction: float
-
-    def init(self) -> torch.Tensor | None:
-        return None
 
     def select(self, state: torch.Tensor | None, step: Step) -> torch.Tensor | None:
         image = step.hidden[0]
@@ -137,9 +139,6 @@ class DriftedTokens(Corrector):
         self, state: torch.Tensor | None, step: Step, tokens: torch.Tensor, estimate: torch.Tensor, fresh: torch.Tensor
     ) -> torch.Tensor:
         return put(tokens, estimate, fresh)
-
-    def observe(self, state: torch.Tensor | None, step: Step, residual: Streams) -> torch.Tensor | None:
-        return step.hidden[0]
 
 
 def offset_weight(hidden: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -155,11 +154,8 @@ def offset_weight(hidden: torch.Tensor, reference: torch.Tensor) -> torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class BlendAll(Corrector):
+class BlendAll(LastInput):
     """The published form: compute all tokens, then blend. It saves nothing."""
-
-    def init(self) -> torch.Tensor | None:
-        return None
 
     def select(self, state: torch.Tensor | None, step: Step) -> torch.Tensor | None:
         image = step.hidden[0]
@@ -174,9 +170,6 @@ class BlendAll(Corrector):
         if state is None or image is None:
             return fresh
         return torch.lerp(estimate, fresh, offset_weight(image, state).to(fresh.dtype))
-
-    def observe(self, state: torch.Tensor | None, step: Step, residual: Streams) -> torch.Tensor | None:
-        return step.hidden[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,10 +201,10 @@ class AdaCorrection(WrappingPolicy):
     )
 
     def __post_init__(self) -> None:
-        if self.gain < 0 or not 0 <= self.tokens <= 1:
+        if not 0 <= self.gain < math.inf or not 0 <= self.tokens <= 1:
             raise PolicyError(
-                f"adacorrection: gain={self.gain}, tokens={self.tokens}. gain must be zero or more, tokens a fraction "
-                "from 0 to 1."
+                f"adacorrection: gain={self.gain}, tokens={self.tokens}. gain must be zero or more and finite, "
+                "tokens a fraction from 0 to 1."
             )
         if isinstance(self.inner, AdaCorrection):
             raise PolicyError("adacorrection goes around another method, not around itself: write it once.")

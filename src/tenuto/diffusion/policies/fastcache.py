@@ -25,6 +25,7 @@ Paper: FastCache, https://arxiv.org/abs/2505.20353 (statistical gate, section 3;
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
@@ -73,11 +74,12 @@ class Chunks(Scope):
 
 @dataclass(frozen=True, slots=True)
 class _GateState:
-    """The last computed step, its input, and what has been spent."""
+    """The last computed step, its input, what has been spent, and what an estimate at this step would cost."""
 
     index: int
     hidden: torch.Tensor
     budget: ErrorBudget
+    charge: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ class BudgetGate(StepGate):
     """Reuse while the calibrated bound on the map's error fits into what is left of the error budget.
 
     Every estimate is charged its bound. Besides, the largest error that calibration has seen, and ``MARGIN`` of it
-    more, must fit into ``rtol``, so that hardly any estimate is ever off by more. ``table[span][step][gap - 1]`` is
+    more, must fit into ``rtol``, so that hardly any estimate is ever off by more, and into what is left of ``total``,
+    which it is charged to. ``table[span][step][gap - 1]`` is
     ``(scale, dof, worst)``: of the test (see ``tenuto.gate``), and the largest ratio of squared error to squared
     change.
     """
@@ -113,15 +116,17 @@ class BudgetGate(StepGate):
         scale, dof, worst = self.table[step.span.index][place][gap - 1]
         gate = Gate(scale=scale, dof=dof, alpha=self.alpha, level=self.level)
         verdict = gate.judge(change, state.budget.left)
-        if change * worst**0.5 * (1 + MARGIN) > state.budget.rtol:
-            verdict = replace(verdict, reuse=False)
-        if verdict.reuse:
-            state = replace(state, budget=state.budget.spend(gate.bound(change)))
-        return verdict, state
+        factor = worst**0.5 * (1 + MARGIN)  # largest error to be expected over change
+        most = (state.budget.most / factor) ** 2 if factor > 0 else float("inf")
+        if most < (verdict.critical or 0.0):
+            verdict = replace(verdict, reuse=verdict.reuse and change**2 <= most, critical=most)
+        return verdict, replace(state, charge=(gate.bound(change), change * factor))
 
     def settled(self, state: _GateState | None, step: Step, verdict: Verdict, computed: bool) -> _GateState | None:
         image = step.hidden[0]
-        if not computed or image is None:
+        if not computed:
+            return replace(state, budget=state.budget.spend(*state.charge)) if state else None
+        if image is None:
             return state
         return _GateState(step.index, image, state.budget.renew() if state else self.budget)
 
@@ -153,8 +158,9 @@ class PublishedGate(StepGate):
         change = float(change_of(image, state.hidden, step.reduce).max())
         count = int(step.reduce(torch.tensor(image[0].numel(), dtype=torch.float64, device=image.device)))
         critical = float(chi2.ppf(1 - self.alpha, count)) / count
-        reuse = change**2 <= critical and step.index - state.computed <= self.longest
-        verdict = Verdict(reuse=reuse, statistic=change**2, critical=critical, alpha=self.alpha)
+        verdict = Verdict(reuse=change**2 <= critical, statistic=change**2, critical=critical, alpha=self.alpha)
+        if step.index - state.computed > self.longest:
+            verdict = Verdict(reuse=False)
         return verdict, _Previous(image, state.computed)
 
     def settled(self, state: _Previous | None, step: Step, verdict: Verdict, computed: bool) -> _Previous | None:
@@ -191,8 +197,7 @@ class FastCache(FeaturePolicy):
 
     Attributes:
         alpha: accepted false-reuse rate of the test, in (0, 1): larger reuses more.
-        rtol: relative error that estimates may add up to between two computed steps; larger reuses more, 0 never.
-        total: relative error that estimates may add up to over one generation, infinite by default.
+        rtol, total: the ``ErrorBudget``; a larger rtol reuses more, 0 never.
         gate: "calibrated", or "published" (which ignores rtol and total).
         rung: which maps to fit: "auto" (chosen on held-out generations; takes any profile), "residual", "affine",
             "low_rank" or "full".
@@ -232,7 +237,7 @@ class FastCache(FeaturePolicy):
         if not 0 < self.alpha < 1:
             raise PolicyError(f"fastcache: alpha={self.alpha} is not a rate. It must lie between 0 and 1, e.g. 0.05.")
         numbers = (self.rtol, self.total, self.span, self.longest - 1, self.warmup - 1)
-        if min(numbers) < 0:
+        if not min(numbers) >= 0 or math.isnan(self.total):
             raise PolicyError(
                 f"fastcache: rtol={self.rtol}, total={self.total}, span={self.span}, longest={self.longest}, "
                 f"warmup={self.warmup}. rtol, total and span must be zero or more, longest and warmup at least 1."

@@ -32,7 +32,7 @@ from tenuto.eval.pipelines import ImageModel, device_words, load_model, versions
 from tenuto.eval.quality import FashionJudge, mean_interval, psnr, ssim
 from tenuto.eval.rounds import Rounds
 from tenuto.eval.run import Run, Timing, file_name, read_runs, write_run
-from tenuto.eval.shadow import measure_shadow
+from tenuto.eval.shadow import check_shadow, measure_shadow
 from tenuto.eval.speed import claim, interleave
 
 __all__ = ["BASELINE", "DEMO", "bench", "demo_policies"]
@@ -92,6 +92,8 @@ def bench(
     check_folder(out)
     loaded = load_model(model, device)
     loaded.check(job.steps, job.guidance)
+    if shadow:
+        check_shadow(loaded)
     shared = _shared(loaded, job, command)
     _same_job(out, shared)
     rounds = Rounds(out / "partial", _plan(shared, texts, fewer)) if resume else None
@@ -102,14 +104,10 @@ def bench(
         entries.append(cached(policy, it.profile, it.seconds) if it else cached(policy))
     rows = [Contender(entry, loaded, job) for entry in (*entries, *rivals)]
     timings = _measure(rows, loaded, job, fewer, rounds)
-    runs = [_run(row, rows[0], timings.get(row.name), shared) for row in rows]
-    if shadow:
-        found = _shadows(policies, fitted, loaded, job)
-        runs = [replace(run, shadow=found.get(run.policy, {})) for run in runs]
-    runs = _write(runs, rows, out)
+    runs = _write([_run(row, rows[0], timings.get(row.name), shared) for row in rows], rows, out)
     if rounds:
         rounds.remove()
-    return runs
+    return _with_shadows(runs, policies, fitted, loaded, job, out) if shadow else runs
 
 
 def _check(texts: Sequence[str], fewer: Sequence[int] | None, job: Job) -> None:
@@ -121,14 +119,23 @@ def _check(texts: Sequence[str], fewer: Sequence[int] | None, job: Job) -> None:
         raise InputError(f"fewer={wrong[0]} is not allowed: give 1 to {job.steps - 1}, fewer than the job's steps.")
 
 
-def _shadows(
-    policies: Sequence[FeaturePolicy], fitted: Mapping[FeaturePolicy, Fitted], model: ImageModel, job: Job
-) -> dict[str, dict[str, Any]]:
+def _with_shadows(
+    runs: Sequence[Run],
+    policies: Sequence[FeaturePolicy],
+    fitted: Mapping[FeaturePolicy, Fitted],
+    model: ImageModel,
+    job: Job,
+    out: Path,
+) -> list[Run]:
+    """The records again, with every policy's true errors."""
     samples, found = range(min(SHADOWED, job.samples)), {}
     for policy in tqdm(policies, desc="shadow", leave=False):
         it = fitted.get(policy)
         found[catalog.text(policy)] = measure_shadow(model, policy, it.profile if it else None, job, samples).row()
-    return found
+    whole = [replace(run, shadow=found.get(run.policy, {})) for run in runs]
+    for run in whole:
+        write_run(run, out)
+    return whole
 
 
 def _shared(model: ImageModel, job: Job, command: str) -> Run:
