@@ -1,4 +1,8 @@
-"""The table of docs/results.md, from the records of a benchmark: ``python benchmarks/markdown.py FOLDER``."""
+"""The tables of docs/results.md, from the records of a benchmark: ``python benchmarks/markdown.py FOLDER [--best]``.
+
+``--best`` prints, per method, the highest PSNR among its rows that are at least 2, 3, 4 and 6 times cheaper by
+operations.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +42,30 @@ def row(run: Run) -> list[str]:
     ]
 
 
+SPEEDS = (2, 3, 4, 6)
+
+
+def best(runs: list[Run]) -> list[list[str]]:
+    """Per method, the highest PSNR at each speed-up or a higher one; empty where the method has no such row."""
+    rows: dict[str, list[float]] = {}
+    for run in runs:
+        if run.speedup and run.flops_speedup and run.psnr:
+            reached = [run.psnr if round(run.flops_speedup, 2) >= speed else 0.0 for speed in SPEEDS]
+            rows[run.method] = list(map(max, reached, rows.get(run.method, [0.0] * len(SPEEDS))))
+    ordered = sorted(rows.items(), key=lambda item: -item[1][1])
+    return [[f"`{name}`", *(f"{psnr:.1f}" if psnr else "" for psnr in found)] for name, found in ordered]
+
+
 def main() -> None:
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], ["--best"]):
         raise SystemExit(__doc__)
     runs = read_runs(Path(sys.argv[1]))
-    ordered = sorted(runs, key=lambda run: (run.policy != "none", run.speedup or 0))
-    for cells in [COLUMNS, ["---"] * len(COLUMNS), *map(row, ordered)]:
+    if sys.argv[2:]:
+        head, body = ["method", *(f"{speed}x" for speed in SPEEDS)], best(runs)
+    else:
+        ordered = sorted(runs, key=lambda run: (run.policy != "none", run.speedup or 0))
+        head, body = COLUMNS, list(map(row, ordered))
+    for cells in [head, ["---"] * len(head), *body]:
         print(f"| {' | '.join(cells)} |")
 
 

@@ -59,3 +59,16 @@ def test_nothing_there(tmp_path: Path) -> None:
         read_runs(tmp_path / "absent")
     with pytest.raises(InputError, match="holds no Run records"):
         read_runs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("policy", "method"),
+    [
+        ("none", "none"),
+        ("every_n:n=3", "every_n"),
+        ("every_n:n=3+adacorrection:gain=0.8", "every_n+adacorrection"),
+        ("fastcache:total=1e+16+adacorrection", "fastcache+adacorrection"),
+    ],
+)
+def test_the_method_is_the_policy_without_its_numbers(policy: str, method: str) -> None:
+    assert replace(RUN, policy=policy).method == method

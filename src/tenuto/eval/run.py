@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,11 @@ class Run:
     shadow: dict[str, Any] = field(default_factory=dict)
     images: dict[str, str] = field(default_factory=dict)
     command: str = ""
+
+    @property
+    def method(self) -> str:
+        """The policy's text without its numbers: ``every_n+adacorrection``."""
+        return "+".join(part.partition(":")[0] for part in re.split(r"\+(?!\d)", self.policy))
 
     def row(self) -> dict[str, Any]:
         """The flat JSON object that ``--json`` prints."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from tenuto.eval.run import Run
 from tenuto.report import units
 from tenuto.report.plot import Point, marker, scatter
 from tenuto.report.table import IDENTICAL, Row
@@ -27,12 +26,8 @@ class Curves:
     left_out: list[str]
 
 
-def _method(run: Run) -> str:
-    return run.policy.partition(":")[0]
-
-
 def _method_numbers(rows: Sequence[Row]) -> dict[str, int]:
-    names = dict.fromkeys(_method(row.run) for row in rows if not row.baseline)
+    names = dict.fromkeys(row.run.method for row in rows if not row.baseline)
     coloured = [name for name in names if name != PLAIN]
     return {name: -1 if name == PLAIN else coloured.index(name) for name in names}
 
@@ -59,7 +54,7 @@ def _point(row: Row, method: int, wall_clock: bool) -> Point | str:
 def curves(rows: Sequence[Row], *, wall_clock: bool) -> Curves:
     """PSNR against the speed-up by wall clock, or by executed operations."""
     numbers = _method_numbers(rows)
-    found = [_point(row, numbers[_method(row.run)], wall_clock) for row in rows if not row.baseline]
+    found = [_point(row, numbers[row.run.method], wall_clock) for row in rows if not row.baseline]
     points = [point for point in found if isinstance(point, Point)]
     title = "Speed-up by wall clock" if wall_clock else "Speed-up by executed FLOPs"
     told = "; ".join(point.title.replace("\n", ", ") for point in points)
