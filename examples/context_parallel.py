@@ -67,7 +67,8 @@ def main() -> None:
     shared = run.telemetry.reuse_ratio
 
     words = "equal outputs" if torch.allclose(one, several, rtol=1e-4, atol=1e-5) else "DIFFERENT outputs"
-    print(f"rank {rank}: {words}, {alone:.0%} reused on one device, {shared:.0%} on {ranks}", flush=True)
+    line = f"rank {rank}: {words}, {alone:.0%} reused on one device, {shared:.0%} on {ranks}\n"
+    print(line, end="", flush=True)  # whole lines, whichever rank is first
     dist.destroy_process_group()
 
 

@@ -54,7 +54,7 @@ def profile(name: str, policy: str) -> Profile | None:
         numbers = {"coefficients": [0, 0, 0, 1, 0]}
         return Profile(policy="teacache", fingerprint=fingerprint(model), numbers=numbers)
     if policy == "FastCache":
-        seeds = range(10, 14)
+        seeds = range(10, 16)
         return tenuto.calibrate(
             model, tenuto.FastCache(), lambda seed: generate(kind, model, seed), seeds=seeds, settings={}
         )
