@@ -14,26 +14,13 @@ from tenuto.budget import MemoryBudget
 from tenuto.errors import AttachError
 from tenuto.kv.attach import attach
 from tenuto.kv.policies.adakv import JointHeads
+from tenuto.kv.policies.h2o import ReceivedAttention
 from tenuto.kv.policies.kivi import Groups
 from tenuto.kv.policies.knorm import KeyNorm
 from tenuto.kv.policy import Allocator, Drop, Entries, KVPolicy, Reducer, Scored, Scorer, Selector, TopK, View
 from tenuto.testing.kv import KV_LAWS, TinyLM, follow, tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@dataclass(frozen=True, slots=True)
-class Received(Scorer):
-    """Attention received so far, added up as it happens."""
-
-    features: int = 1
-    observes: ClassVar[Literal["no", "calls", "replay"]] = "calls"
-
-    def observe(self, state: torch.Tensor, attention: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        return state + attention.sum((0, 1))[:, None]
-
-    def score(self, view: View) -> torch.Tensor:
-        return view.state[..., 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +140,8 @@ class Marked(Groups):
 
 
 POLICIES = {
-    "running": KVPolicy(scorer=Received(), selector=TopK(window=8)),
-    "running+codec": KVPolicy(scorer=Received(), allocator=JointHeads(0.2), codec=Groups(8, 16, 0)),
+    "running": KVPolicy(scorer=ReceivedAttention(), selector=TopK(window=8)),
+    "running+codec": KVPolicy(scorer=ReceivedAttention(), allocator=JointHeads(0.2), codec=Groups(8, 16, 0)),
     "replay": KVPolicy(scorer=Repeated(), allocator=AllTogether(), selector=TopK(sinks=2)),
     "joint": KVPolicy(scorer=KeyNorm(), allocator=AllTogether(), selector=TopK(window=4)),
     "merging": KVPolicy(scorer=KeyNorm(), allocator=JointHeads(0.2), losers=IntoNext()),

@@ -26,20 +26,11 @@ from tenuto.diffusion.models import Layout, find_denoisers
 from tenuto.diffusion.parallel import inside_split
 from tenuto.diffusion.policy import FeaturePolicy, Recorder
 from tenuto.errors import AttachError, CalibrationError
+from tenuto.restoring import put_until
 
 __all__ = ["AttachedRun", "attach", "check_count", "name_of", "serves"]
 
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-def _replace(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Set an instance attribute until the stack unwinds; what was there (or was not) comes back exactly."""
-    space = vars(owner)
-    if name in space:
-        stack.callback(setattr, owner, name, space[name])
-    else:
-        stack.callback(delattr, owner, name)
-    setattr(owner, name, value)
 
 
 def _wrap(stack: ExitStack, denoiser: Denoiser) -> None:
@@ -53,18 +44,18 @@ def _wrap(stack: ExitStack, denoiser: Denoiser) -> None:
         )
     _attached.add(root)
     stack.callback(_attached.discard, root)
-    _replace(stack, root, "forward", torch.compiler.disable(denoiser.root(root.forward), recursive=False))
+    put_until(stack, root, "forward", torch.compiler.disable(denoiser.root(root.forward), recursive=False))
     for block in denoiser.layout.blocks:
         compiled = block.module._compiled_call_impl  # by Module.compile: wrapped as it is, nothing is compiled again
         owner = inside_split(block.module) if compiled is None else block.module
         slot = "forward" if compiled is None else "_compiled_call_impl"
-        _replace(stack, owner, slot, denoiser.block(block, compiled or owner.forward))
+        put_until(stack, owner, slot, denoiser.block(block, compiled or owner.forward))
     for subset in denoiser.subsets:
         for part in subset.parts:
-            _replace(stack, part, "forward", subset.part(part.forward))
+            put_until(stack, part, "forward", subset.part(part.forward))
     context: Any = getattr(root, "cache_context", None)  # diffusers' CacheMixin has it, other models have not
     if context is not None:
-        _replace(stack, root, "cache_context", _contexts(denoiser, context))
+        put_until(stack, root, "cache_context", _contexts(denoiser, context))
 
 
 def _contexts(denoiser: Denoiser, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,7 +86,7 @@ def _watch(stack: ExitStack, scheduler: Any, run: AttachedRun) -> None:
             denoiser.start(run.session, total)
         return result
 
-    _replace(stack, scheduler, "set_timesteps", set_timesteps)
+    put_until(stack, scheduler, "set_timesteps", set_timesteps)
 
 
 def _uncompiled(target: Any) -> None:

@@ -39,6 +39,7 @@ from tenuto.kv.layer import KVLayer
 from tenuto.kv.models import Layout, find_layout
 from tenuto.kv.policy import Every, KVMethod, KVPolicy
 from tenuto.kv.saved import load, save
+from tenuto.restoring import put_until
 
 __all__ = ["AttachedRun", "attach"]
 
@@ -215,16 +216,6 @@ def _mask(*args: Any, **options: Any) -> torch.Tensor | None:
     return made
 
 
-def _replace(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Set an instance attribute until the stack unwinds; what was there (or was not) comes back exactly."""
-    space = vars(owner)
-    if name in space:
-        stack.callback(setattr, owner, name, space[name])
-    else:
-        stack.callback(delattr, owner, name)
-    setattr(owner, name, value)
-
-
 def _wrap_decoder(stack: ExitStack, run: AttachedRun) -> None:
     decoder: Any = run.layout.decoder
     original, names = decoder.forward, list(inspect.signature(type(decoder).forward).parameters)[1:]
@@ -233,10 +224,10 @@ def _wrap_decoder(stack: ExitStack, run: AttachedRun) -> None:
     def forward(*args: Any, **kwargs: Any) -> Any:
         return run.step(original, dict(zip(names, args, strict=False)) | kwargs)
 
-    _replace(stack, decoder, "forward", forward)
+    put_until(stack, decoder, "forward", forward)
     configs = {id(m.config): m.config for m in decoder.modules() if "config" in vars(m)}
     for config in configs.values():
-        _replace(stack, config, "_attn_implementation_internal", NAME)
+        put_until(stack, config, "_attn_implementation_internal", NAME)
 
 
 def _wrap_generation(stack: ExitStack, run: AttachedRun) -> None:
@@ -271,9 +262,9 @@ def _wrap_generation(stack: ExitStack, run: AttachedRun) -> None:
             if run.last is not None:
                 run.last.deactivate_past_recording()
 
-    _replace(stack, model, "_prepare_cache_for_generation", make_cache)
-    _replace(stack, model, "_prefill", in_one)
-    _replace(stack, model, "generate", write)
+    put_until(stack, model, "_prepare_cache_for_generation", make_cache)
+    put_until(stack, model, "_prefill", in_one)
+    put_until(stack, model, "generate", write)
 
 
 def _check(blocks: KVPolicy, budget: MemoryBudget, layout: Layout) -> None:
