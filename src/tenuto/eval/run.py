@@ -1,21 +1,23 @@
 """Run: the record everything else reads. One policy, one model, one setting, one JSON file.
 
-Report, tuner and server see Runs and never a model. The honesty rule (``tenuto.eval.speed.claim``): a Run whose cache
-did nothing, or whose output equals the baseline's although the policy does not claim to be exact, has no speed-up.
+Report, tuner and server see records and never a model. The honesty rule (``tenuto.eval.speed.claim``): a Run whose
+cache did nothing, or whose output equals the baseline's although the policy does not claim to be exact, has no speed-up.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tenuto.errors import InputError
+from tenuto.eval.records import file_name, read_record, write_record
 
-__all__ = ["Run", "Timing", "file_name", "read_runs", "write_run"]
+__all__ = ["KV_FILES", "Run", "Timing", "read_runs", "write_run"]
+
+KV_FILES = "kv-"
+"""How the names of the KV family's records begin (:mod:`tenuto.eval.kvrun`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,37 +99,17 @@ class Run:
         return {key: value for key, value in asdict(self).items() if key not in nested}
 
 
-def file_name(policy: str) -> str:
-    """A policy's text as the stem of a file name."""
-    return "".join(c if c.isalnum() or c in "._-=" else "_" for c in policy)
-
-
 def write_run(run: Run, folder: Path) -> Path:
     """Write one record as ``<policy>.json``, beside and renamed, so that a reader never sees half of it."""
-    path = folder / f"{file_name(run.policy)}.json"
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(asdict(run), indent=1, allow_nan=False))
-    os.replace(temporary, path)
-    return path
+    return write_record(run, folder / f"{file_name(run.policy)}.json")
 
 
-def _read(path: Path) -> Run:
-    try:
-        raw = json.loads(path.read_text())
-        known = {f.name for f in fields(Run)}
-        if unknown := set(raw) - known:
-            raise InputError(
-                f"{path} has unknown fields {sorted(unknown)}: it was written by another version of Tenuto."
-            )
-        if raw.get("timing"):
-            raw["timing"] = Timing(**{k: tuple(v) for k, v in raw["timing"].items()})
-        for key in ("speedup_range", "psnr_interval"):
-            raw[key] = tuple(raw[key]) if raw.get(key) else None
-        return Run(**raw)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is not a Run record ({error}). Run the benchmark again or remove the file."
-        ) from error
+def _from(raw: dict[str, Any]) -> Run:
+    if raw.get("timing"):
+        raw["timing"] = Timing(**{k: tuple(v) for k, v in raw["timing"].items()})
+    for key in ("speedup_range", "psnr_interval"):
+        raw[key] = tuple(raw[key]) if raw.get(key) else None
+    return Run(**raw)
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -138,7 +120,8 @@ def read_runs(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder. Give the --out folder of a benchmark.")
-    runs = [_read(path) for path in sorted(folder.glob("*.json"))]
+    paths = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(KV_FILES)]
+    runs = [read_record(path, Run, _from) for path in paths]
     if not runs:
         raise InputError(f"{folder} holds no Run records (*.json). Run `tenuto bench` with --out {folder} first.")
     return sorted(runs, key=lambda run: (run.policy != "none", run.policy))

@@ -30,8 +30,9 @@ from tenuto.eval.grids import difference, grid, save_png
 from tenuto.eval.job import Job, labels_of
 from tenuto.eval.pipelines import ImageModel, device_words, load_model, versions
 from tenuto.eval.quality import FashionJudge, mean_interval, psnr, ssim
+from tenuto.eval.records import file_name
 from tenuto.eval.rounds import Rounds
-from tenuto.eval.run import Run, Timing, file_name, read_runs, write_run
+from tenuto.eval.run import Run, Timing, read_runs, write_run
 from tenuto.eval.shadow import check_shadow, measure_shadow
 from tenuto.eval.speed import claim, interleave
 
