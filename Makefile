@@ -17,7 +17,7 @@ POLICIES ?= $(subst $() ,$(comma),every_n:n=2 every_n:n=3 every_n:n=4 first_bloc
   teacache:threshold=0.1 teacache:threshold=0.2 taylorseer:interval=2 taylorseer:interval=3 taylorseer:interval=4 \
   fastcache:rtol=0.07 fastcache:rtol=0.1 fastcache:rtol=0.2 fastcache:rtol=0.4)
 
-.PHONY: help install demo test check sync docs bench clean
+.PHONY: help install models demo test check sync docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -35,10 +35,13 @@ $(STAMP): pyproject.toml
 install: $(STAMP) ## make the environment in VENV (.venv) if it is not there
 	@:
 
-demo: $(STAMP) ## generate images with every policy: a table and tenuto-report.html
+models: $(STAMP) ## fetch the language model that demo and tests use, once
+	$(BIN)/tenuto models pull smollm2
+
+demo: models ## generate images and answers with and without caching: tables and tenuto-report.html
 	$(BIN)/tenuto demo
 
-test: $(STAMP) ## run the tests
+test: models ## run the tests
 	$(BIN)/python -m pytest
 
 check: $(STAMP) docs ## format, lint, types, import order, generated files, docs

@@ -9,7 +9,8 @@ import tenuto
 from tenuto import catalog
 from tenuto.calibration import find
 from tenuto.diffusion.policies.fastcache import REHEARSED, false_reuse_rates
-from tenuto.eval.pipelines import BUNDLED, FOLDER, load_model
+from tenuto.eval import zoo
+from tenuto.eval.pipelines import load_model
 from tenuto.eval.quality import FashionJudge, psnr
 
 pytestmark = pytest.mark.bundled
@@ -32,7 +33,7 @@ def uncached(model):
 
 
 def test_it_is_small_enough_to_ship():
-    files = [path for path in (FOLDER / BUNDLED["dit-fashion"]).rglob("*") if path.is_file()]
+    files = [path for path in zoo.resolve("bundled:dit-fashion", "diffusion").rglob("*") if path.is_file()]
     sizes = {kept: sum(p.stat().st_size for p in files if ("profiles" in p.parts) == kept) for kept in (False, True)}
     assert sizes[False] <= 25 * 10**6, "the model"
     assert sizes[True] <= 18 * 10**6, "what was calibrated for it"

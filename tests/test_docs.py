@@ -12,6 +12,7 @@ import pytest
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
 import tenuto
+from tenuto.testing.kv import TinyLM, check_kv_policy, tokens
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,7 +32,7 @@ def tiny_pipeline() -> DiTPipeline:
 def test_the_example_method_is_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("quiet_middle")
     monkeypatch.setitem(sys.modules, "quiet_middle", module)
-    (source,) = blocks("docs/add-a-method.md")
+    source, _ = blocks("docs/add-a-method.md")
     exec(compile(source, "quiet_middle.py", "exec"), vars(module))
     pipe = tiny_pipeline()
     with tenuto.attach(pipe, module.QuietMiddle(n=2)) as run:
@@ -39,6 +40,23 @@ def test_the_example_method_is_a_policy(monkeypatch: pytest.MonkeyPatch) -> None
     assert [row[0] for row in run.telemetry.decisions()].count("reuse") == 3
     with pytest.raises(tenuto.PolicyError, match="at least 1"):
         module.QuietMiddle(n=0)
+
+
+def test_the_example_kv_method_obeys_the_laws(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("long_keys")
+    monkeypatch.setitem(sys.modules, "long_keys", module)
+    _, source = blocks("docs/add-a-method.md")
+    exec(compile(source, "long_keys.py", "exec"), vars(module))
+    check_kv_policy(module.LongKeys(window=4))
+    model, prompt = TinyLM(), tokens(40)
+    with tenuto.attach(model, module.LongKeys(window=0), budget=tenuto.MemoryBudget.tokens(10)) as run:
+        model(prompt)
+        kept = run.last.survivors(0)
+    cache = model(prompt).past_key_values
+    longest = cache.layers[0].keys[0, 0].norm(dim=-1).topk(10).indices
+    assert kept == sorted(longest.tolist())
+    with pytest.raises(tenuto.PolicyError, match="zero or more"):
+        module.LongKeys(window=-1)
 
 
 @pytest.mark.bundled

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from tenuto.errors import CalibrationError
+from tenuto.home import home
 
 __all__ = ["Profile", "find", "fingerprint", "profile_folders"]
 
@@ -36,7 +37,7 @@ def fingerprint(module: torch.nn.Module) -> str:
     digest = hashlib.sha256(type(module).__name__.encode())
     for name, parameter in sorted(module.named_parameters()):
         values = parameter.detach().reshape(-1)
-        index = torch.linspace(0, len(values) - 1, min(SAMPLES, len(values))).long().to(values.device)
+        index = torch.linspace(0, len(values) - 1, min(SAMPLES, len(values))).long().clamp(max=len(values) - 1)
         sample = values[index].to("cpu", torch.bfloat16).view(torch.int16)
         digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -124,8 +125,8 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def profile_folders() -> Iterator[Path]:
-    """Where profiles are looked for: your own in ``$TENUTO_HOME`` or ``~/.cache/tenuto``, then the package's."""
-    yield Path(os.environ.get("TENUTO_HOME", Path.home() / ".cache" / "tenuto")) / "profiles"
+    """Where profiles are looked for: your own at :func:`tenuto.home.home`, then the package's."""
+    yield home() / "profiles"
     yield from sorted((Path(__file__).parent / "bundled").glob("*/profiles"))
 
 

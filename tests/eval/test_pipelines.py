@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tenuto.errors import InputError, ModelError
-from tenuto.eval.pipelines import device_words, load_model, versions
+from tenuto.eval.devices import device_words, versions
+from tenuto.eval.pipelines import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -44,9 +45,9 @@ def test_the_global_generator_is_left_alone(tiny_model: Path) -> None:
 
 def test_words(tiny_model: Path) -> None:
     model = load_model(str(tiny_model), "cpu")
-    assert device_words(model).endswith("1 threads, float32")
+    assert device_words(model.device, torch.float32).endswith("1 threads, float32")
     assert model.sampler == "DDIMScheduler"
-    assert set(versions()) == {"tenuto", "torch", "diffusers", "python"}
+    assert set(versions("diffusers")) == {"tenuto", "torch", "diffusers", "python"}
 
 
 @pytest.mark.parametrize(("steps", "guidance", "said"), [(1001, 1.5, "1 to 1000"), (0, 1.5, "1 to"), (5, -1.0, "guid")])

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tenuto.eval.kvrun import KVRun, Score, write_kv_run
 from tenuto.eval.run import Run, Timing, write_run
 
 STEPS, BLOCKS = 20, 6
@@ -140,3 +141,85 @@ def example(tmp_path: Path, write_example: Callable[[Path, Sequence[Run]], list[
 def make() -> Callable[..., Run]:
     """Makes one complete record: ``make(policy, **changes)``; the baseline has no values of its own."""
     return lambda policy, **changes: make_run(policy, **{**(BASELINE if policy == "none" else {}), **changes})
+
+
+LAYERS, HEADS, BINS = 4, 2, 8
+REPEATS = (0.95, 1.0, 1.02, 1.05, 1.1)
+
+
+def make_score(value: float = 0.9, loss: float | None = 0.05, **changes: Any) -> Score:
+    """A score of forty examples with the interval 0.05 up and down; a loss spans its own half."""
+    complete: dict[str, Any] = {"interval": (value - 0.05, value + 0.05), "count": 40, "unit": "accuracy"}
+    complete["loss_interval"] = None if loss is None else (loss / 2, 1.5 * loss)
+    return Score(value=value, loss=loss, **{**complete, **changes})
+
+
+def kv_timing(ratio: float, seconds: float) -> Timing:
+    """Five pairs whose median ratio is ``1.02 * ratio``."""
+    return Timing(seconds=(seconds / ratio,) * 5, baseline_seconds=tuple(seconds * r for r in REPEATS))
+
+
+def make_kv_run(policy: str, **changes: Any) -> KVRun:
+    """A complete KV record; ``changes`` replace its fields."""
+    baseline = policy == "none"
+    scores = {
+        "niah_single": make_score(0.95 if baseline else 0.9, None if baseline else 0.05),
+        "perplexity": make_score(14.2, None if baseline else 0.02, interval=(13.1, 15.3), unit="perplexity"),
+    }
+    complete: dict[str, Any] = {
+        "budget": "full" if baseline else "keep=0.25",
+        "context": 1024,
+        "model": "tiny-lm",
+        "fingerprint": "5af571",
+        "settings": {"examples": 40, "question": "after"},
+        "versions": {"tenuto": "0.2.0", "transformers": "5.23.0"},
+        "device": "CPU, 1 thread, float32",
+        "command": "tenuto bench kv --model tiny-lm --policies 'a,b' --out here",
+        "scores": scores,
+        "bytes_held": 8 * 2**20 if baseline else 2 * 2**20,
+        "bytes_full": 8 * 2**20,
+        "peak_bytes": 8 * 2**20,
+        "ttft": kv_timing(1.0, 0.8),
+        "decode": kv_timing(1.0 if baseline else 1.25, 0.02),
+        "heads": [[(head + 1) / (layer + HEADS) for head in range(HEADS)] for layer in range(LAYERS)],
+        "survivors": [[(b + 1) / BINS for b in range(BINS)] for _ in range(LAYERS)],
+    }
+    return KVRun(policy=policy, **{**complete, **changes})
+
+
+def example_kv_runs() -> list[KVRun]:
+    """Two contexts, several budgets, a policy that does not work, and one of which little is known."""
+    empty: dict[str, Any] = {"scores": {}, "bytes_held": 0, "bytes_full": 0, "peak_bytes": 0, "heads": []}
+    empty |= {"survivors": [], "ttft": None, "decode": None}
+    runs = []
+    for context in (512, 1024):
+        runs += [
+            make_kv_run("none", context=context),
+            make_kv_run("snapkv", budget="keep=0.1", context=context, bytes_held=2**20),
+            make_kv_run("snapkv", budget="keep=0.5", context=context, bytes_held=4 * 2**20),
+            make_kv_run("adakv+kivi:bits=4", context=context, decode=kv_timing(0.8, 0.02)),
+            make_kv_run("kvzip", context=context, withheld="it has <no> chat template", **empty),
+        ]
+    return [*runs, make_kv_run("bare", **empty)]
+
+
+@pytest.fixture
+def kv_example(tmp_path: Path) -> Path:
+    """A folder of KV records."""
+    folder = tmp_path / "kv"
+    folder.mkdir()
+    for run in example_kv_runs():
+        write_kv_run(run, folder)
+    return folder
+
+
+@pytest.fixture
+def kv() -> Callable[..., KVRun]:
+    """Makes one complete KV record: ``kv(policy, **changes)``."""
+    return make_kv_run
+
+
+@pytest.fixture
+def score() -> Callable[..., Score]:
+    """Makes one score: ``score(value, loss, **changes)``."""
+    return make_score

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tenuto.eval.run import Run
+from tenuto.eval.run import Run, write_run
 from tenuto.report import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -242,6 +242,46 @@ def test_switches_change_the_view(browser: Browser, report: Path) -> None:
         assert browser.evaluate(page, shown.format(group)) == [False, True]
         browser.evaluate(page, f"document.querySelector('[data-group={group}] [data-view=a]').click()")
         assert browser.evaluate(page, shown.format(group)) == [True, False]
+
+
+@pytest.fixture
+def both(example: tuple[Path, list[bytes]], kv_example: Path) -> Path:
+    for record in kv_example.iterdir():
+        shutil.copy(record, example[0])
+    return write_report(example[0])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_both_parts_open_without_complaints(browser: Browser, both: Path, scheme: str) -> None:
+    page = browser.open(both, width=390, scheme=scheme)
+    assert (page.console, page.outside) == ([], [])
+    assert browser.evaluate(page, "document.documentElement.scrollWidth") <= 390
+    mark = "getComputedStyle(document.querySelector('#kv .small .mark.m0')).fill"
+    assert browser.evaluate(page, mark) == {"light": "rgb(0, 114, 178)", "dark": "rgb(86, 180, 233)"}[scheme]
+
+
+def test_each_table_sorts_by_itself(browser: Browser, both: Path) -> None:
+    page = browser.open(both)
+    rows = "[...document.querySelectorAll('#{} tbody.methods tr')]"
+    held = rows.format("kv") + ".map(r => r.cells[3].querySelector('.value').textContent)"
+    names = rows.format("images") + ".map(r => r.cells[0].textContent).join()"
+    before = browser.evaluate(page, names)
+    browser.evaluate(page, "document.querySelectorAll('#kv thead .heading')[3].click()")
+    percent = [f"{share}\u00a0%" for share in ("12.5", "12.5", "25.0", "25.0", "50.0", "50.0")]
+    assert browser.evaluate(page, held) == [*percent, "—", "—", "—"]
+    assert browser.evaluate(page, names) == before
+    assert browser.evaluate(page, "document.querySelectorAll('[aria-sort]').length") == 1
+
+
+def test_a_table_of_true_errors_leaves_the_switches_working(
+    browser: Browser, example: tuple[Path, list[bytes]], make: Callable[..., Run]
+) -> None:
+    numbers = dict.fromkeys(("estimates", "worst", "mean", "output_error", "output_bound"), 0.5)
+    shadow = {**numbers, "rtol": None, "kept": None}
+    write_run(make("shadowed:n=1", shadow=shadow), example[0])
+    page = browser.open(write_report(example[0]))
+    assert page.console == []
+    assert browser.evaluate(page, "document.querySelector('.switch-all').hidden") is False
 
 
 @pytest.mark.parametrize("width", [1280, 390])

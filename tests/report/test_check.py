@@ -38,6 +38,7 @@ def test_good_records_pass(make: Callable[..., Run], policy: str) -> None:
         ("grid", [[0.0], [0.0, 0.0]]),
         ("decisions", [["compute", "skip"]]),
         ("decisions", ["compute"]),
+        ("shadow", dict.fromkeys(("estimates", "worst", "mean", "output_error", "output_bound"), 0.5)),
         ("timing", Timing(seconds=(1.0,), baseline_seconds=())),
         ("timing", Timing(seconds=(0.0,), baseline_seconds=(1.0,))),
     ],

@@ -9,10 +9,11 @@ from tenuto.report.table import table_rows
 
 def test_settings_that_differ_are_listed_with_their_policies(make: Callable[..., Run]) -> None:
     runs = [make("none"), make("a"), make("b", settings={"steps": 20, "samples": 99})]
-    found = {difference.name: difference.values for difference in differences(runs)}
+    named = [(run.policy, run) for run in runs]
+    found = {difference.name: difference.values for difference in differences(named)}
     assert found["samples"] == [("12", ["none", "a"]), ("99", ["b"])]
     assert found["seed"] == [("0", ["none", "a"]), ("—", ["b"])]
-    assert {fact.name for fact in common_facts(runs)} == {
+    assert {fact.name for fact in common_facts(named)} == {
         *("model", "weights", "task", "device", "steps"),
         *("tenuto", "torch", "diffusers", "python"),
     }

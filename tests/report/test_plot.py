@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from tenuto.eval.run import Run
+from tenuto.report.axes import marker
 from tenuto.report.curves import curves, legend
-from tenuto.report.plot import HEIGHT, WIDTH, Point, marker, scatter
+from tenuto.report.plot import FRAME, Point, scatter
 from tenuto.report.svg import ticks
 from tenuto.report.table import table_rows
 
@@ -59,13 +60,13 @@ def test_no_points_no_plot(make: Callable[..., Run]) -> None:
 def test_faster_is_right_and_closer_is_up() -> None:
     points = [Point(number=n, method=0, title=str(n), x=x, y=y) for n, x, y in ((1, 1.2, 35.0), (2, 3.0, 20.0))]
     (x1, y1), (x2, y2) = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', scatter(points, "x", "d"))
-    assert 0 < float(x1) < float(x2) < WIDTH
-    assert 0 < float(y1) < float(y2) < HEIGHT
+    assert 0 < float(x1) < float(x2) < FRAME.width
+    assert 0 < float(y1) < float(y2) < FRAME.height
 
 
 def test_one_point_is_drawn_inside() -> None:
     svg = scatter([Point(number=1, method=1, title="t", x=1.0, y=20.0)], "x", "d")
-    assert all(0 <= float(v) <= WIDTH for v in re.findall(r' (?:x|y)="(-?[\d.]+)"', svg))
+    assert all(0 <= float(v) <= FRAME.width for v in re.findall(r' (?:x|y)="(-?[\d.]+)"', svg))
     assert "nan" not in svg
 
 

@@ -27,7 +27,7 @@ class Score:
         unit: "accuracy" in [0, 1], "perplexity", "match" (share of tokens, in [0, 1]) or "nats"; "perplexity" and
             "nats" are better where lower.
         loss: mean paired difference to the uncached model on the same examples, positive where it is worse (for
-            perplexity: of the negative log-likelihood, in nats); ``loss_interval`` its 95 % interval. None: the baseline.
+            perplexity: of the negative log-likelihood, in nats); ``loss_interval`` its 95 % interval. None: baseline.
     """
 
     value: float
@@ -126,7 +126,10 @@ def write_kv_run(run: KVRun, folder: Path) -> Path:
 
 
 def _pair(value: Any) -> tuple[float, float] | None:
-    return None if value is None else (float(value[0]), float(value[1]))
+    if value is None:
+        return None
+    low, high = value
+    return float(low), float(high)
 
 
 def _from(raw: dict[str, Any]) -> KVRun:
@@ -137,6 +140,7 @@ def _from(raw: dict[str, Any]) -> KVRun:
     for name, told in raw.get("scores", {}).items():
         low, high = told["interval"]
         scores[name] = Score(**{**told, "interval": (low, high), "loss_interval": _pair(told["loss_interval"])})
+    raw["context"], raw["bytes_held"] = int(raw["context"]), int(raw.get("bytes_held", 0))
     return KVRun(**{**raw, "scores": scores})
 
 
@@ -149,4 +153,4 @@ def read_kv_runs(folder: Path) -> list[KVRun]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder. Give the --out folder of a benchmark.")
     runs = [read_record(path, KVRun, _from) for path in sorted(folder.glob(f"{KV_FILES}*.json"))]
-    return sorted(runs, key=lambda run: (run.context, run.policy != BASELINE, run.policy, run.bytes_held))
+    return sorted(runs, key=lambda run: (run.context, run.policy != BASELINE, str(run.policy), run.bytes_held))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ from typing import Any
 import torch
 
 from tenuto.calibration import fingerprint
-from tenuto.errors import InputError, ModelError, closest
+from tenuto.errors import InputError, ModelError
+from tenuto.eval.devices import pick_device
+from tenuto.eval.zoo import PREFIX, resolve
 
-__all__ = ["BUNDLED", "ImageModel", "device_words", "load_model", "versions"]
+__all__ = ["ImageModel", "load_model"]
 
-FOLDER = Path(__file__).parents[1] / "bundled"
-BUNDLED = {"dit-fashion": "dit_fashion"}
-PREFIX = "bundled:"
+NAME = "dit-fashion"
 CLASSES = 10
 PAD = 2
 
@@ -84,15 +83,6 @@ class ImageModel:
         return pictures.float().cpu()
 
 
-def _folder_of(model: str) -> Path:
-    if not model.startswith(PREFIX):
-        return Path(model)
-    name = model.removeprefix(PREFIX)
-    if name not in BUNDLED:
-        raise ModelError(f"There is no bundled model {name!r}.{closest(name, BUNDLED)}")
-    return FOLDER / BUNDLED[name]
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without diffusers' loading bars and notes: what matters is raised."""
@@ -139,11 +129,11 @@ def load_model(model: str, device: str = "auto") -> ImageModel:
         ModelError: there is no such model, or a file of it is missing or damaged.
         InputError: the device does not exist.
     """
-    folder = _folder_of(model)
+    folder = resolve(model, "diffusion")
     if not (folder / "model_index.json").is_file():
         raise ModelError(
             f"There is no model at {model}: the folder or its model_index.json is missing. "
-            f"Give {PREFIX}{next(iter(BUNDLED))} or a folder written by DiTPipeline.save_pretrained()."
+            f"Give {PREFIX}{NAME} or a folder written by DiTPipeline.save_pretrained()."
         )
     with _quiet():
         try:
@@ -152,37 +142,5 @@ def load_model(model: str, device: str = "auto") -> ImageModel:
             reason = " ".join(str(error).split())[:300].rstrip(" .")
             raise ModelError(f"The model {model} cannot be loaded: {reason}. Restore its files.") from error
     pipe.set_progress_bar_config(disable=True)
-    pipe.to(_device(device))
+    pipe.to(pick_device(device))
     return ImageModel(name=model, pipe=pipe, fingerprint=fingerprint(pipe.transformer))
-
-
-def _device(given: str) -> torch.device:
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if given == "auto" else given
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"device={given} cannot be used here ({reason}). Give auto, cpu or cuda.") from error
-
-
-def device_words(model: ImageModel) -> str:
-    """Processor or accelerator, threads and dtype, in words."""
-    dtype = str(model.pipe.transformer.dtype).removeprefix("torch.")
-    if model.device.type == "cuda":
-        return f"{torch.cuda.get_device_name(model.device)}, {dtype}"
-    return f"{model.device.type.upper()} ({platform.machine()}), {torch.get_num_threads()} threads, {dtype}"
-
-
-def versions() -> dict[str, str]:
-    """Of tenuto, torch, diffusers and Python."""
-    import diffusers
-
-    from tenuto import __version__
-
-    return {
-        "tenuto": __version__,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "python": platform.python_version(),
-    }

@@ -1,7 +1,8 @@
 """Run: the record everything else reads. One policy, one model, one setting, one JSON file.
 
 Report, tuner and server see records and never a model. The honesty rule (``tenuto.eval.speed.claim``): a Run whose
-cache did nothing, or whose output equals the baseline's although the policy does not claim to be exact, has no speed-up.
+cache did nothing, or whose output equals the baseline's although the policy does not claim to be exact, has no
+speed-up.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from tenuto.errors import InputError
 from tenuto.eval.records import file_name, read_record, write_record
 
-__all__ = ["KV_FILES", "Run", "Timing", "read_runs", "write_run"]
+__all__ = ["KV_FILES", "Run", "Timing", "read_runs", "run_files", "write_run"]
 
 KV_FILES = "kv-"
 """How the names of the KV family's records begin (:mod:`tenuto.eval.kvrun`)."""
@@ -112,6 +113,11 @@ def _from(raw: dict[str, Any]) -> Run:
     return Run(**raw)
 
 
+def run_files(folder: Path) -> list[Path]:
+    """The files of Runs in a folder; the KV family's are others."""
+    return [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(KV_FILES)]
+
+
 def read_runs(folder: Path) -> list[Run]:
     """All Runs in a folder, the baseline first, then by name.
 
@@ -120,8 +126,7 @@ def read_runs(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder. Give the --out folder of a benchmark.")
-    paths = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(KV_FILES)]
-    runs = [read_record(path, Run, _from) for path in paths]
+    runs = [read_record(path, Run, _from) for path in run_files(folder)]
     if not runs:
         raise InputError(f"{folder} holds no Run records (*.json). Run `tenuto bench` with --out {folder} first.")
     return sorted(runs, key=lambda run: (run.policy != "none", run.policy))

@@ -1,14 +1,16 @@
-"""Runs as a table for the terminal."""
+"""Records as tables for the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 
 from rich.table import Table
 
-from tenuto.eval.run import Run
+from tenuto.eval.kvrun import KVRun, Score
+from tenuto.eval.run import Run, Timing
 
-__all__ = ["shadow_table", "table"]
+__all__ = ["kv_table", "shadow_table", "table"]
 
 MEBI = 2**20
 DASH = "-"
@@ -68,4 +70,39 @@ def shadow_table(runs: Sequence[Run]) -> Table:
                 {True: "yes", False: "no", None: DASH}[told["kept"]],
                 *(_number(told[key], ".4f") for key in ("output_error", "output_bound")),
             )
+    return shown
+
+
+def _score(score: Score | None) -> str:
+    if score is None:
+        return DASH
+    low, high = score.interval
+    return f"{score.value:.3g} ({low:.3g} to {high:.3g})"
+
+
+def _ratio(timing: Timing | None) -> str:
+    """Baseline over method: above one is faster."""
+    return DASH if timing is None else f"{median(timing.ratios):.2f}x"
+
+
+def kv_table(runs: Sequence[KVRun]) -> Table:
+    """One row per policy, budget and context length."""
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("policy", no_wrap=True)
+    tasks = list(dict.fromkeys(name for run in runs for name in run.scores))
+    for title in ("budget", "context", *tasks, "held MiB", "of full", "TTFT s", "", "decode ms", ""):
+        shown.add_column(title, justify="right")
+    for run in runs:
+        shown.add_row(
+            run.policy,
+            run.budget,
+            str(run.context),
+            *(_score(run.scores.get(name)) for name in tasks),
+            _size(run.bytes_held),
+            _number(run.held, ".1%"),
+            _number(run.ttft_s, ".2f"),
+            _ratio(run.ttft),
+            _number(run.decode_cpu_ms, ".1f"),
+            _ratio(run.decode),
+        )
     return shown

@@ -124,6 +124,15 @@ class AttachedRun:
         finally:
             self.deferred = None
 
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """What calls inside put into a cache is held whole: for questions and answers on a compressed context."""
+        self.deferred = []
+        try:
+            yield
+        finally:
+            self.deferred = None
+
     def step(self, original: Callable[..., Any], named: dict[str, Any]) -> Any:
         """One call of the decoder's ``forward``."""
         cache = self._cache_for(named)

@@ -9,12 +9,14 @@ Shapes: queries ``[batch, heads, new, head_dim]``, output ``[batch, new, heads, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from tenuto.kv.store import Held
+from tenuto.kv.blocks import Codec
+from tenuto.kv.store import Held, Store
+from tenuto.kv.view import Code, Entries
 
 __all__ = ["Observer", "attend"]
 
@@ -22,8 +24,9 @@ Observer = Callable[[int, torch.Tensor, torch.Tensor], None]
 """Told of every segment's attention: segment, ``[group, queries, entries]`` float32, numbers of the queries among the
 new tokens ``[queries]``."""
 
-QUERIES, BLOCK = 256, 4096
-"""Queries whose attention is held at a time where it must be held at all, and entries decoded at a time."""
+QUERIES, BLOCK, PAGES = 256, 2**14, 256
+"""Queries whose attention is held at a time where it must be held at all; entries of all heads that are decoded at a
+time, and what their number per head is a multiple of: pages of most sizes."""
 
 
 def attend(
@@ -45,20 +48,29 @@ def attend(
     length = held.store.dense if held.plain and valid is None and softcap is None and observer is None else None
     if length is not None:
         return _dense(query, held, length, scaling)
-    batch, heads, new, _ = query.shape
-    group = heads // held.store.heads
-    output = query.new_zeros(batch, heads, new, held.store.values.shape[-1])
-    for segment in range(batch * held.store.heads):
-        row, head = divmod(segment, held.store.heads)
-        mine = slice(head * group, (head + 1) * group)
-        if valid is None:
-            output[row, mine] = _segment(query[row, mine], held, segment, scaling, softcap, observer, None)
+    heads = held.store.heads
+    output = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], held.store.values.shape[-1])
+    for row, mine in enumerate(query.unflatten(1, (heads, -1))):
+        at = None if valid is None else valid[row].nonzero()[:, 0]
+        if at is not None and not len(at):
             continue
-        at = valid[row].nonzero()[:, 0]
-        if len(at):
-            found = _segment(query[row, mine][:, at], held, segment, scaling, softcap, observer, at)
-            output[row, mine] = output[row, mine].index_copy(1, at, found)
-    return output.transpose(1, 2)
+        mine = mine if at is None else mine[:, :, at]
+        found: dict[int, torch.Tensor] = {}
+        for run in _alike(held, row):
+            some = mine if len(run) == heads else mine[[segment - row * heads for segment in run]]
+            found |= zip(run, _segments(some, held, run, scaling, softcap, observer, at), strict=True)
+        together = torch.cat([found[segment] for segment in sorted(found)]).transpose(0, 1)
+        output[row, slice(None) if at is None else at] = together
+    return output
+
+
+def _alike(held: Held, row: int) -> list[list[int]]:
+    """The segments of a row, those together that hold as many encoded entries and as many others."""
+    runs: dict[tuple[int, ...], list[int]] = {}
+    for segment in range(row * held.store.heads, (row + 1) * held.store.heads):
+        encoded, length = held.encoded[segment], held.store.lengths[segment]
+        runs.setdefault((segment, -1) if encoded is None else (len(encoded), length), []).append(segment)
+    return list(runs.values())
 
 
 def _dense(query: torch.Tensor, held: Held, length: int, scaling: float) -> torch.Tensor:
@@ -76,75 +88,94 @@ def _dense(query: torch.Tensor, held: Held, length: int, scaling: float) -> torc
     return output.transpose(1, 2)
 
 
-def _segment(
+def _segments(
     query: torch.Tensor,
     held: Held,
-    segment: int,
+    segments: list[int],
     scaling: float,
     softcap: float | None,
     observer: Observer | None,
     at: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One row and KV head: ``query [group, new, head_dim]``, output of the same kind."""
-    new, length = query.shape[1], held.length(segment)
-    weights = held.column(segment, "weights")
-    if held.encoded[segment] is None and weights is None and softcap is None and observer is None:
-        part = held.store.entries(segment)
-        keys, values = part.keys[None, None], part.values[None, None]
-        if new == 1:
-            return sdpa(query.transpose(0, 1)[None], keys, values, scale=scaling)[0].transpose(0, 1)
-        keys, values = keys.expand(1, query.shape[0], -1, -1), values.expand(1, query.shape[0], -1, -1)
-        if new == length:
-            return sdpa(query[None], keys, values, is_causal=True, scale=scaling)[0]
-        seen = torch.ones(new, length, dtype=torch.bool, device=query.device).tril_(length - new)
-        return sdpa(query[None], keys, values, attn_mask=seen, scale=scaling)[0]
-    bias = None if weights is None else weights.log()
+    """KV heads of one row that hold alike: ``query [heads, group, new, head_dim]``, output of the same kind."""
+    new, length = query.shape[2], held.length(segments[0])
+    weights = [held.column(segment, "weights") for segment in segments]
+    if held.encoded[segments[0]] is None and weights[0] is None and softcap is None and observer is None:
+        return _plain(query[0], held.store.entries(segments[0]), scaling)[None]
+    bias = None
+    if any(weight is not None for weight in weights):
+        ones = query.new_ones(length, dtype=torch.float32)
+        bias = torch.stack([ones if weight is None else weight for weight in weights]).log()
     parts = []
     for start in range(0, new, QUERIES):
-        some = query[:, start : start + QUERIES]
-        attention = _weights(some, held, segment, scaling, softcap, bias, length - new + start)
-        parts.append(_mix(attention.to(query.dtype), held, segment))
+        some = query[:, :, start : start + QUERIES]
+        attention = _weights(some, held, segments, scaling, softcap, bias, length - new + start)
+        parts.append(_mix(attention.to(query.dtype), held, segments))
         if observer is not None:
-            numbers = torch.arange(start, start + some.shape[1], device=query.device)
-            observer(segment, attention, numbers if at is None else at[numbers])
-    return torch.cat(parts, 1)
+            numbers = torch.arange(start, start + some.shape[2], device=query.device)
+            for segment, mine in zip(segments, attention, strict=True):
+                observer(segment, mine, numbers if at is None else at[numbers])
+    return torch.cat(parts, 2)
+
+
+def _plain(query: torch.Tensor, part: Entries, scaling: float) -> torch.Tensor:
+    """One head in full precision: ``query [group, new, head_dim]``."""
+    (group, new, _), length = query.shape, len(part)
+    keys, values = part.keys[None, None], part.values[None, None]
+    if new == 1:
+        return sdpa(query.transpose(0, 1)[None], keys, values, scale=scaling)[0].transpose(0, 1)
+    keys, values = keys.expand(1, group, -1, -1), values.expand(1, group, -1, -1)
+    if new == length:
+        return sdpa(query[None], keys, values, is_causal=True, scale=scaling)[0]
+    seen = torch.ones(new, length, dtype=torch.bool, device=query.device).tril_(length - new)
+    return sdpa(query[None], keys, values, attn_mask=seen, scale=scaling)[0]
 
 
 def _weights(
     query: torch.Tensor,
     held: Held,
-    segment: int,
+    segments: list[int],
     scaling: float,
     softcap: float | None,
     bias: torch.Tensor | None,
     before: int,
 ) -> torch.Tensor:
-    """Softmax attention ``[group, new, entries]`` float32; the first query is the entry number ``before``."""
-    part, encoded = held.store.entries(segment), held.encoded[segment]
+    """Softmax attention ``[heads, group, new, entries]`` float32; the first query is the entry number ``before``."""
     blocks = []
-    if encoded is not None and held.codec is not None:
-        for start in range(0, len(encoded), BLOCK):
-            stop = min(start + BLOCK, len(encoded))
-            blocks.append(held.codec.logits(encoded.code, query, start, stop))
-    blocks.append(query @ part.keys.T)
+    for codec, codes, start, stop in _decoded(held, segments):
+        blocks.append(codec.logits(codes, query, start, stop))
+    blocks.append(query @ _together(held.store, held.store.keys, segments)[:, None].mT)
     logits = torch.cat(blocks, -1).float() * scaling
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if bias is not None:
-        logits = logits + bias
-    if query.shape[1] > 1:
-        seen = torch.ones(logits.shape[1:], dtype=torch.bool, device=logits.device).tril_(before)
+        logits = logits + bias[:, None, None]
+    if query.shape[2] > 1:
+        seen = torch.ones(logits.shape[2:], dtype=torch.bool, device=logits.device).tril_(before)
         logits = logits.masked_fill(~seen, float("-inf"))
     return logits.softmax(-1)
 
 
-def _mix(attention: torch.Tensor, held: Held, segment: int) -> torch.Tensor:
-    """Values weighted by attention ``[group, new, entries]``."""
-    part, encoded = held.store.entries(segment), held.encoded[segment]
-    if encoded is None or held.codec is None:
-        return attention @ part.values
-    output = attention[..., len(encoded) :] @ part.values
-    for start in range(0, len(encoded), BLOCK):
-        stop = min(start + BLOCK, len(encoded))
-        output = output + held.codec.mix(encoded.code, attention[..., start:stop], start, stop)
+def _mix(attention: torch.Tensor, held: Held, segments: list[int]) -> torch.Tensor:
+    """Values weighted by attention ``[heads, group, new, entries]``."""
+    values = _together(held.store, held.store.values, segments)
+    output = attention[..., attention.shape[-1] - values.shape[1] :] @ values[:, None]
+    for codec, codes, start, stop in _decoded(held, segments):
+        output = output + codec.mix(codes, attention[..., start:stop], start, stop)
     return output
+
+
+def _together(store: Store, tensor: torch.Tensor, segments: list[int]) -> torch.Tensor:
+    """Keys or values in full precision of segments of equal length, ``[heads, entries, head_dim]``."""
+    parts = [tensor[store.run(segment)] for segment in segments]
+    return torch.stack(parts) if len(parts) > 1 else parts[0][None]
+
+
+def _decoded(held: Held, segments: list[int]) -> Iterator[tuple[Codec, list[Code], int, int]]:
+    """The codes of segments, and from where to where they are decoded at a time."""
+    older = [encoded for segment in segments if (encoded := held.encoded[segment]) is not None]
+    if held.codec is None or not older:
+        return
+    step = max(BLOCK // len(segments) // PAGES, 1) * PAGES
+    for start in range(0, len(older[0]), step):
+        yield held.codec, [encoded.code for encoded in older], start, min(start + step, len(older[0]))

@@ -186,16 +186,19 @@ class Codec(ABC):
     def values(self, code: Code, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
         """Decoded values, as :meth:`keys`."""
 
-    def logits(self, code: Code, query: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """Products of queries ``[group, new, head_dim]`` with one run of keys, ``[group, new, stop - start]``.
+    def logits(self, codes: Sequence[Code], query: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Products of queries with one run of keys, for several heads that hold as many encoded entries each.
 
-        A codec that can compute them without decoding does so here.
+        A codec that can compute them without decoding does so here. ``query [heads, group, new, head_dim]``, one code
+        per head; gives ``[heads, group, new, stop - start]``.
         """
-        return query @ self.keys(code, start, stop, query.dtype).T
+        pairs = zip(codes, query, strict=True)
+        return torch.stack([mine @ self.keys(code, start, stop, query.dtype).T for code, mine in pairs])
 
-    def mix(self, code: Code, attention: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """One run of values weighted by ``attention [group, new, stop - start]``, as :meth:`logits`."""
-        return attention @ self.values(code, start, stop, attention.dtype)
+    def mix(self, codes: Sequence[Code], attention: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """One run of values weighted by ``attention [heads, group, new, stop - start]``, as :meth:`logits`."""
+        pairs = zip(codes, attention, strict=True)
+        return torch.stack([mine @ self.values(code, start, stop, attention.dtype) for code, mine in pairs])
 
     @abstractmethod
     def take(self, code: Code, index: torch.Tensor) -> Code:

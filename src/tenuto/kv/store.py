@@ -62,9 +62,13 @@ class Store:
         """A tensor of the store as ``[rows, heads, length, ...]``, without a copy; for a dense store."""
         return tensor.view(self.rows, self.heads, self.sizes[0], *tensor.shape[1:])[:, :, :length]
 
+    def run(self, segment: int) -> slice:
+        """The slots that a segment holds."""
+        return slice(self.starts[segment], self.starts[segment] + self.lengths[segment])
+
     def entries(self, segment: int) -> Entries:
         """What a segment holds, without a copy."""
-        run = slice(self.starts[segment], self.starts[segment] + self.lengths[segment])
+        run = self.run(segment)
         return Entries(
             self.keys[run],
             self.values[run],
@@ -187,9 +191,10 @@ class Held:
 
     def column(self, segment: int, name: str) -> torch.Tensor | None:
         """``index``, ``weights`` or ``state`` of a segment, encoded entries first; None if no entry has it."""
-        part, encoded = getattr(self.store.entries(segment), name), self.encoded[segment]
+        whole, encoded = getattr(self.store, name), self.encoded[segment]
+        part: torch.Tensor | None = None if whole is None else whole[self.store.run(segment)]
         if encoded is None:
-            return part  # type: ignore[no-any-return]
+            return part
         older = getattr(encoded, name)
         if part is None and older is None:
             return None

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from tenuto.eval.run import Run
 from tenuto.report import units
-from tenuto.report.plot import Point, marker, scatter
+from tenuto.report.axes import marker
+from tenuto.report.plot import Point, scatter
 from tenuto.report.table import IDENTICAL, Row
 
 __all__ = ["Curves", "curves", "legend"]
@@ -26,13 +28,13 @@ class Curves:
     left_out: list[str]
 
 
-def _method_numbers(rows: Sequence[Row]) -> dict[str, int]:
+def _method_numbers(rows: Sequence[Row[Run]]) -> dict[str, int]:
     names = dict.fromkeys(row.run.method for row in rows if not row.baseline)
     coloured = [name for name in names if name != PLAIN]
     return {name: -1 if name == PLAIN else coloured.index(name) for name in names}
 
 
-def _point(row: Row, method: int, wall_clock: bool) -> Point | str:
+def _point(row: Row[Run], method: int, wall_clock: bool) -> Point | str:
     """The point of a Run, or why it has none."""
     run = row.run
     speed = run.flops_speedup if not wall_clock else None if run.withheld else run.speedup
@@ -51,7 +53,7 @@ def _point(row: Row, method: int, wall_clock: bool) -> Point | str:
     )
 
 
-def curves(rows: Sequence[Row], *, wall_clock: bool) -> Curves:
+def curves(rows: Sequence[Row[Run]], *, wall_clock: bool) -> Curves:
     """PSNR against the speed-up by wall clock, or by executed operations."""
     numbers = _method_numbers(rows)
     found = [_point(row, numbers[row.run.method], wall_clock) for row in rows if not row.baseline]
@@ -62,6 +64,6 @@ def curves(rows: Sequence[Row], *, wall_clock: bool) -> Curves:
     return Curves(title=title, svg=svg, left_out=[why for why in found if isinstance(why, str)])
 
 
-def legend(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
+def legend(rows: Sequence[Row[Run]]) -> list[tuple[str, Markup]]:
     """Each method with its symbol, drawn in a box of 16 by 16."""
     return [(name, marker(number, 8, 8)) for name, number in _method_numbers(rows).items()]

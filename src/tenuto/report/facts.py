@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tenuto.eval.kvrun import KVRun
 from tenuto.eval.run import Run
 from tenuto.report import units
 from tenuto.report.table import BASELINE, IDENTICAL, Row
@@ -28,7 +29,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A name whose value is not the same in all Runs: each value with the policies that have it."""
+    """A name whose value is not the same in all Runs: each value with the Runs that have it."""
 
     name: str
     values: list[tuple[str, list[str]]]
@@ -48,30 +49,30 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _properties(run: Run) -> dict[tuple[str, str], str]:
+def _properties(run: Run | KVRun) -> dict[tuple[str, str], str]:
     """``{(group, name): value}`` of one Run."""
     measured = {"model": run.model, "weights": run.fingerprint, "task": run.task, "device": run.device}
     groups: dict[str, dict[str, Any]] = {"Measured": measured, "Settings": run.settings, "Versions": run.versions}
     return {(g, name): _text(value) or units.DASH for g, pairs in groups.items() for name, value in pairs.items()}
 
 
-def _gathered(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, list[str]]]:
-    """``{(group, name): {value: [policies]}}`` over all names any Run has."""
-    properties = [(run.policy, _properties(run)) for run in runs]
+def _gathered(runs: Sequence[tuple[str, Run | KVRun]]) -> dict[tuple[str, str], dict[str, list[str]]]:
+    """``{(group, name): {value: [Runs]}}`` over all names any Run has."""
+    properties = [(name, _properties(run)) for name, run in runs]
     gathered: dict[tuple[str, str], dict[str, list[str]]] = {key: {} for _, mine in properties for key in mine}
-    for policy, mine in properties:
+    for name, mine in properties:
         for key, values in gathered.items():
-            values.setdefault(mine.get(key, units.DASH), []).append(policy)
+            values.setdefault(mine.get(key, units.DASH), []).append(name)
     return gathered
 
 
-def common_facts(runs: Sequence[Run]) -> list[Fact]:
-    """What every Run shares: model, weights, task, device, settings, versions."""
+def common_facts(runs: Sequence[tuple[str, Run | KVRun]]) -> list[Fact]:
+    """What every Run, given with its name on the page, shares: model, weights, task, device, settings, versions."""
     shared = {key: next(iter(values)) for key, values in _gathered(runs).items() if len(values) == 1}
     return [Fact(group=group, name=name, value=value) for (group, name), value in shared.items()]
 
 
-def differences(runs: Sequence[Run]) -> list[Difference]:
+def differences(runs: Sequence[tuple[str, Run | KVRun]]) -> list[Difference]:
     """What the Runs do not share: such rows are comparable only with that in mind."""
     found = {name: values for (_, name), values in _gathered(runs).items() if len(values) > 1}
     return [Difference(name=name, values=list(values.items())) for name, values in found.items()]
@@ -85,7 +86,7 @@ def _fastest(timed: Sequence[Run], title: str) -> list[Headline]:
     return [Headline(title=title, value=units.times(best.speedup or 0.0), note=quality, policy=best.policy)]
 
 
-def headlines(rows: Sequence[Row]) -> list[Headline]:
+def headlines(rows: Sequence[Row[Run]]) -> list[Headline]:
     """How many policies there are, the fastest, the fastest above 30 dB, and the closest of those that are faster."""
     methods = [row.run for row in rows if not row.baseline]
     timed = [run for run in methods if run.speedup is not None and not run.withheld]

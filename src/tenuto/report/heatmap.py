@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from tenuto.report import units
 from tenuto.report.check import DECISIONS
-from tenuto.report.svg import Attributes, element, ticks
+from tenuto.report.grid import Grid
+from tenuto.report.svg import Attributes, element
 
 __all__ = ["decision_map", "fraction_map", "shares"]
 
@@ -27,34 +28,13 @@ def _steps(first: int, last: int) -> str:
     return f"step {first}" if first == last else f"steps {first} to {last}"
 
 
-def _axes(steps: int, blocks: int, width: float, height: float) -> list[Markup]:
-    bottom = TOP + blocks * height
-    lines = "".join(f"M{LEFT + i * width:.2f} {TOP}V{bottom:.2f}" for i in range(1, steps))
-    lines += "".join(f"M{LEFT} {TOP + i * height:.2f}H{LEFT + steps * width:.2f}" for i in range(1, blocks))
-    parts = [element("path", {"class": "gap", "d": lines})] if lines else []
-    for step in sorted({int(t) for t in ticks(0, steps - 1, 8)}):
-        place: Attributes = {
-            "class": "tick",
-            "x": LEFT + (step + 0.5) * width,
-            "y": bottom + 13,
-            "text-anchor": "middle",
-        }
-        parts.append(element("text", place, str(step)))
-    for block in sorted({int(t) for t in ticks(0, blocks - 1, max(1, min(6, int(blocks * height / 16))))}):
-        place = {"class": "tick", "x": LEFT - 5, "y": TOP + (block + 0.5) * height + 4, "text-anchor": "end"}
-        parts.append(element("text", place, str(block)))
-    middle: Attributes = {"class": "axis", "text-anchor": "middle"}
-    parts.append(element("text", {**middle, "x": LEFT + steps * width / 2, "y": bottom + 30}, "denoising step"))
-    turned = f"translate(10 {TOP + blocks * height / 2:.0f}) rotate(-90)"
-    return [*parts, element("text", {**middle, "transform": turned}, "block")]
-
-
 def _map(rows: Sequence[Sequence[str | float]], description: str) -> Markup:
     """``rows`` is ``[steps][blocks]``; equal neighbours in time become one rectangle, so that files stay small."""
     if not rows or not rows[0]:
         return Markup("")
     steps, blocks = len(rows), len(rows[0])
     width, height = PLOT / steps, min(18.0, max(5.0, 190.0 / blocks))
+    grid = Grid(columns=steps, rows=blocks, left=LEFT, top=TOP, width=width, height=height)
     parts: list[Markup] = []
     for block in range(blocks):
         first = 0
@@ -75,8 +55,9 @@ def _map(rows: Sequence[Sequence[str | float]], description: str) -> Markup:
                 title = f"{where}: not computed in {units.percent(value, 0)} of the calls"
             parts.append(element("rect", {**look, **place}, element("title", {}, title)))
             first = last + 1
-    parts += _axes(steps, blocks, width, height)
-    box = f"0 0 {LEFT + PLOT + 8:g} {TOP + blocks * height + BOTTOM:.0f}"
+    parts += [*grid.gaps(), *grid.column_numbers(), *grid.row_numbers()]
+    parts += [grid.column_title("denoising step"), grid.row_title("block")]
+    box = f"0 0 {LEFT + PLOT + 8:g} {grid.bottom + BOTTOM:.0f}"
     return element("svg", {"class": "heat", "viewBox": box, "role": "img", "aria-label": description}, *parts)
 
 

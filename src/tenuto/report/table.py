@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
+from typing import Generic, TypeVar
 
 from tenuto.eval.run import Run
 from tenuto.report import units
 
-__all__ = ["BASELINE", "COLUMNS", "IDENTICAL", "Cell", "Column", "Row", "table_rows"]
+__all__ = ["BASELINE", "COLUMNS", "IDENTICAL", "Cell", "Column", "Row", "missing", "table_rows"]
+
+R = TypeVar("R")
 
 BASELINE = "none"
 """The policy text of the uncached baseline."""
@@ -20,41 +23,48 @@ IDENTICAL = 100.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """Text and small print; ``value`` is what a click on the column sorts by, None sorts last."""
+    """Text and small print; ``value`` is what a click on the column sorts by, None sorts last.
+
+    ``more`` is a second line of small print, ``worse`` whether it stands out.
+    """
 
     text: str
     note: str = ""
     value: float | None = None
+    more: str = ""
+    worse: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
+class Column(Generic[R]):
     """A heading with its small print, which end is better ("higher", "lower" or ""), its cells and its explanation."""
 
     title: str
     note: str
     better: str
-    cell: Callable[[Run], Cell]
+    cell: Callable[[R], Cell]
     help: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One Run: its number on this page, and its cells in the order of :data:`COLUMNS`."""
+class Row(Generic[R]):
+    """One Run: its number in its table, its cells in the order of the columns, and small print below its name."""
 
     number: int
-    run: Run
+    run: R
     baseline: bool
-    front: bool
     cells: list[Cell]
+    front: bool = False
+    note: str = ""
 
 
-def _missing(note: str = "not measured") -> Cell:
+def missing(note: str = "not measured") -> Cell:
+    """A cell without a value, which sorts last."""
     return Cell(text=units.DASH, note=note)
 
 
 def _plain(value: float | None, text: Callable[[float], str]) -> Cell:
-    return _missing() if value is None else Cell(text=text(value), value=value)
+    return missing() if value is None else Cell(text=text(value), value=value)
 
 
 def _speedup(run: Run) -> Cell:
@@ -63,7 +73,7 @@ def _speedup(run: Run) -> Cell:
     if run.policy == BASELINE:
         return Cell(text=units.times(1.0), note=f"reference, {each}" if each else "reference", value=1.0)
     if run.withheld or run.speedup is None:
-        return _missing(f"withheld: {run.withheld}" if run.withheld else "not timed")
+        return missing(f"withheld: {run.withheld}" if run.withheld else "not timed")
     low_high = run.speedup_range
     note = units.span(f"{low_high[0]:.2f}", f"{low_high[1]:.2f}") if low_high else "no range"
     return Cell(text=units.times(run.speedup), note=f"{note}, n={pairs}" if pairs else note, value=run.speedup)
@@ -77,7 +87,7 @@ def _flops(run: Run) -> Cell:
 
 def _psnr(run: Run) -> Cell:
     if run.psnr is None:
-        return _missing("reference" if run.policy == BASELINE else "not measured")
+        return missing("reference" if run.policy == BASELINE else "not measured")
     if run.psnr >= IDENTICAL:
         return Cell(text=f"{run.psnr:.2f}", note="identical", value=run.psnr)
     interval = run.psnr_interval
@@ -87,7 +97,7 @@ def _psnr(run: Run) -> Cell:
 
 def _ssim(run: Run) -> Cell:
     if run.ssim is None and run.policy == BASELINE:
-        return _missing("reference")
+        return missing("reference")
     return _plain(run.ssim, lambda v: f"{v:.4f}")
 
 
@@ -98,7 +108,7 @@ def _reuse(run: Run) -> Cell:
     return Cell(text=units.percent(run.reuse_ratio), note=note, value=run.reuse_ratio)
 
 
-COLUMNS: tuple[Column, ...] = (
+COLUMNS: tuple[Column[Run], ...] = (
     Column(
         title="Speed-up",
         note="wall clock, median, range",
@@ -186,14 +196,22 @@ def _front(runs: list[Run]) -> set[int]:
     }
 
 
-def table_rows(runs: list[Run]) -> list[Row]:
+def table_rows(runs: list[Run]) -> list[Row[Run]]:
     """One row per Run in the order given; the baseline is number 0 and the others count from 1."""
     front, number, rows = _front(runs), 0, []
     for index, run in enumerate(runs):
         baseline = run.policy == BASELINE
         number += not baseline
         cells = [column.cell(run) for column in COLUMNS]
+        note = "no cache, the baseline" if baseline else ""
         rows.append(
-            Row(number=0 if baseline else number, run=run, baseline=baseline, front=index in front, cells=cells)
+            Row(
+                number=0 if baseline else number,
+                run=run,
+                baseline=baseline,
+                cells=cells,
+                front=index in front,
+                note=note,
+            )
         )
     return rows

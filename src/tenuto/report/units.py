@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DASH", "duration", "percent", "size", "span", "times"]
+__all__ = ["DASH", "duration", "milliseconds", "percent", "size", "span", "times"]
 
 DASH = "—"
 """What stands where there is no value."""
@@ -47,3 +47,8 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}{NBSP}min{NBSP}{rest}{NBSP}s"
     return f"{minutes // 60}{NBSP}h{NBSP}{minutes % 60}{NBSP}min"
+
+
+def milliseconds(value: float) -> str:
+    """Milliseconds: ``12.3 ms``, ``0.84 ms``."""
+    return f"{value:.{1 if value >= 10 else 2}f}{NBSP}ms"

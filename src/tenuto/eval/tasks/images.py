@@ -23,16 +23,17 @@ from tenuto.calibration import Profile
 from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.errors import InputError
 from tenuto.eval.contender import Calls, Contender
+from tenuto.eval.devices import device_words, versions
 from tenuto.eval.entry import Entry, cached
 from tenuto.eval.fitting import Fitted, profiles_for
 from tenuto.eval.folders import check_folder
 from tenuto.eval.grids import difference, grid, save_png
 from tenuto.eval.job import Job, labels_of
-from tenuto.eval.pipelines import ImageModel, device_words, load_model, versions
+from tenuto.eval.pipelines import ImageModel, load_model
 from tenuto.eval.quality import FashionJudge, mean_interval, psnr, ssim
 from tenuto.eval.records import file_name
 from tenuto.eval.rounds import Rounds
-from tenuto.eval.run import Run, Timing, read_runs, write_run
+from tenuto.eval.run import Run, Timing, read_runs, run_files, write_run
 from tenuto.eval.shadow import check_shadow, measure_shadow
 from tenuto.eval.speed import claim, interleave
 
@@ -155,8 +156,8 @@ def _shared(model: ImageModel, job: Job, command: str) -> Run:
         model=model.name,
         fingerprint=model.fingerprint,
         settings=settings,
-        versions=versions(),
-        device=device_words(model),
+        versions=versions("diffusers"),
+        device=device_words(model.device, model.pipe.transformer.dtype),
         command=command,
     )
 
@@ -169,7 +170,7 @@ def _plan(shared: Run, texts: Sequence[str], fewer: Sequence[int] | None) -> dic
 
 def _same_job(out: Path, mine: Run) -> None:
     """Records of another job would end in one table with these: refuse before any work."""
-    for run in read_runs(out) if any(out.glob("*.json")) else []:
+    for run in read_runs(out) if run_files(out) else []:
         told = {"model weights": run.fingerprint, **run.settings}
         for key, value in {"model weights": mine.fingerprint, **mine.settings}.items():
             if told.get(key) != value:

@@ -12,7 +12,10 @@ Source: Liu et al. 2024, KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -20,33 +23,53 @@ import torch
 from tenuto.errors import PolicyError
 from tenuto.kv.policy import Code, Codec, KVMethod, KVPolicy, Paper
 
-__all__ = ["Groups", "Kivi", "pack", "rounded", "unpack"]
+__all__ = ["Groups", "Kivi", "pack", "rounded", "spread", "unpack"]
 
 FEW = 32
 """Queries up to which it is cheaper not to decode; beyond, decoded entries serve them all."""
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes ``[..., n]`` uint8 below ``2 ** bits`` as bytes ``[..., n * bits / 8]``; byte i holds the codes i,
-    i + n * bits / 8, ... from its lowest bits up, so that each part is unpacked as one run of channels. Three bits are
-    two and one, packed one after the other."""
+    """Codes ``[..., n]`` uint8 below ``2 ** bits`` as bytes ``[..., n * bits / 8]``; neighbours share a byte, the first
+    of them in its lowest bits. Three bits are two and one, packed one after the other."""
     if bits == 3:
         return torch.cat([pack(codes & 3, 2), pack(codes >> 2, 1)], -1)
-    parts = codes.chunk(8 // bits, -1)
+    parts = codes.unflatten(-1, (-1, 8 // bits)).unbind(-1)
     packed = parts[0].clone()
     for number, part in enumerate(parts[1:], 1):
         packed |= part << (number * bits)
     return packed
 
 
-def unpack(packed: torch.Tensor, bits: int) -> list[torch.Tensor]:
-    """The parts that :func:`pack` packed, uint8, of equal width, in the order of their channels."""
+def spread(packed: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Packed codes ``[..., n]`` uint8, each still at its place in its byte, and what undoes that: a power of two per
+    channel, ``[n]`` float32. Every byte is copied as often as it holds codes, and masked, all in one wide integer."""
+    if bits == 3:
+        codes = unpack(packed, 3)
+        return codes, torch.ones(codes.shape[-1], device=codes.device)
+    many = 8 // bits
+    wide = packed.to({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[many])
+    if many > 1:
+        mask = bytes((2**bits - 1) << (number * bits) for number in range(many))
+        wide *= int.from_bytes(b"\1" * many, sys.byteorder)
+        wide &= int.from_bytes(mask, sys.byteorder, signed=True)
+    return wide.view(torch.uint8), places(bits, packed.shape[-1], packed.device)
+
+
+@cache
+def places(bits: int, count: int, device: torch.device) -> torch.Tensor:
+    """What a code is multiplied with to take it down from its place, for all channels in ``count`` bytes."""
+    with torch.inference_mode(False):
+        return torch.tensor([0.5**place for place in range(0, 8, bits)] * count, device=device)
+
+
+def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """The codes that :func:`pack` packed, ``[..., n]`` uint8."""
     if bits == 3:
         two, one = packed.split([packed.shape[-1] // 3 * 2, packed.shape[-1] // 3], -1)
-        return [torch.cat(unpack(two, 2), -1) | torch.cat(unpack(one, 1), -1) << 2]
-    top = 2**bits - 1
-    parts = [packed >> (number * bits) if number else packed for number in range(8 // bits)]
-    return [part if number == len(parts) - 1 else part & top for number, part in enumerate(parts)]
+        return unpack(two, 2) | unpack(one, 1) << 2
+    places = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+    return spread(packed, bits)[0] >> places.repeat(packed.shape[-1])
 
 
 def rounded(x: torch.Tensor, axis: int, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -64,8 +87,8 @@ class Groups(Codec):
     (2^bits - 1)``; keys per channel over ``group`` tokens, values per token over ``group`` channels.
 
     A code holds ``keys`` and ``values``, packed ``[entries, head_dim * bits / 8]``; ``page [entries]`` int32, which
-    page of key scales an entry belongs to; ``key_low``, ``key_step [pages, head_dim]``; ``value_low``, ``value_step
-    [entries, head_dim / group]``.
+    page of key scales an entry belongs to; low and step as ``key_scales [pages, 2, head_dim]`` and ``value_scales
+    [2, head_dim / group, entries]``.
     """
 
     bits: int = 2
@@ -97,61 +120,65 @@ class Groups(Codec):
             "keys": pack(key_codes.flatten(0, 1), self.bits),
             "values": pack(value_codes.flatten(-2), self.bits),
             "page": torch.arange(pages, device=keys.device, dtype=torch.int32).repeat_interleave(self.group),
-            "key_low": key_low[:, 0],
-            "key_step": key_step[:, 0],
-            "value_low": value_low[..., 0],
-            "value_step": value_step[..., 0],
+            "key_scales": torch.cat([key_low, key_step], 1),
+            "value_scales": torch.stack([value_low[..., 0].T, value_step[..., 0].T]),
         }
 
     def keys(self, code: Code, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-        codes, page = torch.cat(unpack(code["keys"][start:stop], self.bits), -1), code["page"][start:stop]
-        return torch.addcmul(code["key_low"][page], codes.to(dtype), code["key_step"][page]).to(dtype)
+        codes, place = spread(code["keys"][start:stop], self.bits)
+        page = code["page"][start:stop]
+        low, step = (scale.index_select(0, page) for scale in code["key_scales"].float().unbind(1))
+        return torch.addcmul(low, codes.float(), step * place).to(dtype)
 
     def values(self, code: Code, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-        codes = torch.cat(unpack(code["values"][start:stop], self.bits), -1).to(dtype).unflatten(-1, (-1, self.group))
-        low, step = code["value_low"][start:stop, :, None], code["value_step"][start:stop, :, None]
-        return torch.addcmul(low, codes, step).flatten(-2).to(dtype)
+        codes, place = spread(code["values"][start:stop], self.bits)
+        low, step = code["value_scales"][:, :, start:stop].float().mT[..., None]
+        return torch.addcmul(low, (codes.float() * place).unflatten(-1, (-1, self.group)), step).flatten(-2).to(dtype)
 
-    def logits(self, code: Code, query: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """``q · (low + code * step) = q · low + (q * step) · code``: the step goes into the query, page by page."""
-        whole = len(code["page"]) == len(code["key_low"]) * self.group and start % self.group == stop % self.group == 0
-        if not whole or query[..., 0].numel() > FEW:
-            return query @ self.keys(code, start, stop, query.dtype).T
-        pages = slice(start // self.group, stop // self.group)
-        rows = query.flatten(0, 1).float()
-        parts = unpack(code["keys"][start:stop], self.bits)
-        scaled = (rows * code["key_step"][pages, None].float()).split(parts[0].shape[1], -1)
-        found = (rows @ code["key_low"][pages].float().T).T[..., None]
-        for part, codes in zip(scaled, parts, strict=True):
-            found = torch.baddbmm(found, part, codes.float().unflatten(0, (-1, self.group)).transpose(1, 2))
-        return found.transpose(0, 1).flatten(1).view(*query.shape[:2], -1).to(query.dtype)
+    def logits(self, codes: Sequence[Code], query: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """``q · (low + code * step) = q · low + (q * step) · code``: the step goes into the query, page by page.
 
-    def mix(self, code: Code, attention: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """``a · (low + code * step) = a · low + (a * step) · code``: the step goes into the attention, per group."""
-        parts = unpack(code["values"][start:stop], self.bits) if attention[..., 0].numel() <= FEW else []
-        width = parts[0].shape[1] if parts else 1
-        if not parts or max(width, self.group) % min(width, self.group):
-            return attention @ self.values(code, start, stop, attention.dtype)
-        rows, run = attention.flatten(0, 1).float(), min(width, self.group)
-        low, step = (code[name][start:stop].float() for name in ("value_low", "value_step"))
-        found, channel = [], 0
-        for part in parts:
-            for codes in part.float().split(run, -1):
-                group = channel // self.group
-                found.append((rows * step[:, group]) @ codes)
-                channel += run
-        mixed = torch.cat(found, -1) + (rows @ low).repeat_interleave(self.group, -1)
-        return mixed.view(*attention.shape[:2], -1).to(attention.dtype)
+        Entries are decoded where eviction has thinned pages out, and for many queries.
+        """
+        pages, apart = slice(start // self.group, stop // self.group), start % self.group or stop % self.group
+        thinned = any(len(code["page"]) < len(code["key_scales"]) * self.group for code in codes)
+        if apart or thinned or query[0, ..., 0].numel() > FEW:
+            return Codec.logits(self, codes, query, start, stop)
+        rows = query.flatten(1, 2).float()
+        low, step = torch.stack([code["key_scales"][pages] for code in codes]).float().unbind(2)
+        packed, place = spread(torch.stack([code["keys"][start:stop] for code in codes]), self.bits)
+        scaled = ((rows * place)[:, None] * step[:, :, None]).flatten(0, 1)
+        lows = (low @ rows.mT).flatten(0, 1)[..., None]
+        found = torch.baddbmm(lows, scaled, packed.float().view(len(lows), self.group, -1).mT)
+        return (
+            found.view(*low.shape[:2], *found.shape[1:]).transpose(1, 2).reshape(*query.shape[:3], -1).to(query.dtype)
+        )
+
+    def mix(self, codes: Sequence[Code], attention: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """``a · (low + code * step) = a · low + (a * step) · code``: the step goes into the attention.
+
+        One product of all groups' steps with all channels, of which each group takes its own.
+        """
+        rows, groups = attention.flatten(1, 2).float(), codes[0]["value_scales"].shape[1]
+        if rows.shape[1] * groups > FEW:
+            return Codec.mix(self, codes, attention, start, stop)
+        low, step = torch.stack([code["value_scales"][:, :, start:stop] for code in codes], 1).float()
+        packed, place = spread(torch.stack([code["values"][start:stop] for code in codes]), self.bits)
+        every = (rows[:, None] * step[:, :, None]).flatten(1, 2) @ packed.float()
+        own = every.view(len(codes), groups, -1, groups, self.group).diagonal(0, 1, 3).mT
+        mixed = torch.addcmul((rows @ low.mT)[..., None], own, place.view(groups, self.group))
+        return mixed.view(*attention.shape[:3], -1).to(attention.dtype)
 
     def take(self, code: Code, index: torch.Tensor) -> Code:
         pages, page = code["page"][index].unique_consecutive(return_inverse=True)
-        taken = {name: code[name][index] for name in ("keys", "values", "value_low", "value_step")}
-        scales = {name: code[name][pages] for name in ("key_low", "key_step")}
-        return taken | scales | {"page": page.to(torch.int32)}
+        taken = {"keys": code["keys"][index], "values": code["values"][index], "page": page.to(torch.int32)}
+        return taken | {"key_scales": code["key_scales"][pages], "value_scales": code["value_scales"][:, :, index]}
 
     def join(self, first: Code, second: Code) -> Code:
-        later = second["page"] + len(first["key_low"])
-        return {name: torch.cat([first[name], later if name == "page" else second[name]]) for name in first}
+        moved = second | {"page": second["page"] + len(first["key_scales"])}
+        return {
+            name: torch.cat([part, moved[name]], 2 if name == "value_scales" else 0) for name, part in first.items()
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,9 +104,9 @@ class Mixed(Codec):
         low = code["low"][start:stop].bool()
         first = int(code["low"][:start].sum())
         last = first + int(low.sum())
-        high = torch.cat(unpack(code[f"high_{name}"][start - first : stop - last], self.high), -1)
+        high = unpack(code[f"high_{name}"][start - first : stop - last], self.high)
         found = high.new_empty(len(low), high.shape[1])
-        found[~low], found[low] = high, torch.cat(unpack(code[f"low_{name}"][first:last], self.low), -1)
+        found[~low], found[low] = high, unpack(code[f"low_{name}"][first:last], self.low)
         return found
 
     def keys(self, code: Code, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:

@@ -13,6 +13,7 @@ Source: Xu et al. 2024, ThinK: Thinner Key Cache by Query-Driven Pruning, sectio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -67,7 +68,7 @@ class ThinKeys(Codec):
 
     def channels(self, code: Code, groups: torch.Tensor) -> torch.Tensor:
         """The channels of some groups, ``[groups, kept]`` int64, sorted."""
-        return torch.cat(unpack(code["mask"][groups], 1), -1).nonzero()[:, 1].view(len(groups), -1)
+        return unpack(code["mask"][groups], 1).nonzero()[:, 1].view(len(groups), -1)
 
     def keys(self, code: Code, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
         thin, channels = code["keys"][start:stop], self.channels(code, code["group"][start:stop])
@@ -76,7 +77,10 @@ class ThinKeys(Codec):
     def values(self, code: Code, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
         return code["values"][start:stop].to(dtype)
 
-    def logits(self, code: Code, query: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    def logits(self, codes: Sequence[Code], query: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        return torch.stack([self._logits(code, mine, start, stop) for code, mine in zip(codes, query, strict=True)])
+
+    def _logits(self, code: Code, query: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         groups, counts = code["group"][start:stop].unique_consecutive(return_counts=True)
         runs = code["keys"][start:stop].split(counts.tolist())
         channels = self.channels(code, groups)

@@ -1,0 +1,121 @@
+"""``tenuto bench``: measure policies."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from tenuto.cli.group import (
+    DEFAULT_LANGUAGE,
+    FOLDER,
+    Group,
+    command,
+    device_option,
+    guidance_option,
+    json_option,
+    main,
+    model_option,
+    print_runs,
+    profile_option,
+    steps_option,
+)
+
+
+@main.group(cls=Group)
+def bench() -> None:
+    """Measure speed, memory and quality of policies against the uncached model."""
+
+
+@bench.command()
+@model_option
+@click.option("--policies", required=True, help='For example "first_block:threshold=0.1,fastcache:alpha=0.05".')
+@steps_option
+@click.option("--samples", default=64, show_default=True, type=click.IntRange(1), help="Pictures per policy.")
+@guidance_option
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the first picture.")
+@click.option("--batch", type=click.IntRange(1), help="Most pictures at once [default: for five batches or more].")
+@profile_option
+@click.option("--shadow", is_flag=True, help="Afterwards record the true errors of estimates, and a bound (slow).")
+@device_option
+@click.option("--out", required=True, type=FOLDER, help="Folder for records and pictures.")
+@json_option
+def diffusion(
+    model: str,
+    policies: str,
+    steps: int,
+    samples: int,
+    guidance: float,
+    seed: int,
+    batch: int | None,
+    profile: tuple[Path, ...],
+    shadow: bool,
+    device: str,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Generate the same images uncached and with every policy."""
+    from tenuto import catalog
+    from tenuto.calibration import Profile
+    from tenuto.eval.job import Job
+    from tenuto.eval.tasks import images
+
+    chosen = catalog.parse_list(policies, "diffusion")
+    job = Job(steps=steps, samples=samples, guidance=guidance, seed=seed, batch=batch)
+    given = [Profile.load(path) for path in profile]
+    runs = images.bench(model, chosen, out, job, profiles=given, shadow=shadow, device=device, command=command())
+    print_runs(runs, [], as_json)
+    click.echo(f"Records: {out} (now: tenuto report {shlex.quote(str(out))})", err=as_json)
+
+
+@bench.command()
+@click.option("--model", default=DEFAULT_LANGUAGE, show_default=True, help="bundled:NAME or a folder.")
+@click.option("--policies", required=True, help='For example "snapkv,adakv+kivi:bits=4".')
+@click.option("--budget", "budgets", required=True, multiple=True, help="keep=0.25, tokens=512, bytes=20MiB.")
+@click.option("--context", default="1024", show_default=True, help="Tokens of the contexts, for example 1024,2048.")
+@click.option(
+    "--tasks", default="niah_single", show_default=True, help="For example niah_single,multi_turn,perplexity."
+)
+@click.option("--examples", default=20, show_default=True, type=click.IntRange(1), help="Per task and length.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the first example.")
+@click.option("--question", default="after", show_default=True, help="after: unknown when compressing; inside: known.")
+@click.option("--every", type=click.IntRange(1), help="Compress while decoding too, every so many tokens.")
+@device_option
+@click.option("--out", required=True, type=FOLDER, help="Folder for records; the same command goes on after a stop.")
+@json_option
+def kv(
+    model: str,
+    policies: str,
+    budgets: tuple[str, ...],
+    context: str,
+    tasks: str,
+    examples: int,
+    seed: int,
+    question: str,
+    every: int | None,
+    device: str,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Read the same contexts uncompressed and with every policy; ask what is still known."""
+    from tenuto import catalog
+    from tenuto.budget import MemoryBudget
+    from tenuto.eval.kvjob import KVJob, read_lengths
+    from tenuto.eval.reading import Entry
+    from tenuto.eval.tasks.cases import read_tasks
+    from tenuto.eval.tasks.kv import bench
+
+    chosen = catalog.parse_list(policies, "kv")
+    allowed = [MemoryBudget.parse(text) for given in budgets for text in given.split(",")]
+    rows = [Entry(policy=policy, budget=budget, every=every) for policy in chosen for budget in allowed]
+    job = KVJob(
+        contexts=read_lengths(context),
+        tasks=tuple(read_tasks(tasks)),
+        examples=examples,
+        seed=seed,
+        question=question,
+    )
+    runs = bench(model, rows, out, job, device=device, command=command())
+    print_runs([], runs, as_json)
+    click.echo(f"Records: {out} (now: tenuto report {shlex.quote(str(out))})", err=as_json)

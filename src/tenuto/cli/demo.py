@@ -1,0 +1,41 @@
+"""``tenuto demo`` and ``report``: pages to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tenuto.cli.group import DEFAULT_LANGUAGE, DEFAULT_MODEL, FILE, FOLDER, command, json_option, main, print_runs
+
+
+@main.command()
+@click.option("--out", default=Path(), type=FOLDER, help="Folder for the report and its records [default: here].")
+@json_option
+def demo(out: Path, as_json: bool) -> None:
+    """Generate images and answers with and without caching; write tenuto-report.html."""
+    from tenuto.eval import zoo
+    from tenuto.eval.folders import check_folder
+    from tenuto.eval.tasks import images, kv
+    from tenuto.report import write_report
+
+    check_folder(out)
+    records = out / "tenuto-report"
+    runs = images.bench(DEFAULT_MODEL, images.demo_policies(), records, images.DEMO, command=command())
+    kv_runs = []
+    if zoo.is_here(DEFAULT_LANGUAGE):
+        kv_runs = kv.bench(DEFAULT_LANGUAGE, kv.demo_rows(), records, kv.DEMO, command=command())
+    else:
+        click.echo("Without a language model: fetch one with `tenuto models pull smollm2`.", err=True)
+    print_runs(runs, kv_runs, as_json)
+    click.echo(f"Report: {write_report(records, out / 'tenuto-report.html')}", err=as_json)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--out", type=FILE, help="The file to write [default: FOLDER/tenuto-report.html].")
+def report(folder: Path, out: Path | None) -> None:
+    """Write one HTML file about the records in FOLDER."""
+    from tenuto.report import write_report
+
+    click.echo(f"Report: {write_report(folder, out)}")

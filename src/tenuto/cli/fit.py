@@ -1,0 +1,97 @@
+"""``tenuto tune`` and ``calibrate``: find settings, fit profiles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from tenuto.cli.group import (
+    FILE,
+    FOLDER,
+    Group,
+    command,
+    device_option,
+    guidance_option,
+    main,
+    model_option,
+    print_runs,
+    steps_option,
+)
+
+
+@main.group(cls=Group)
+def tune() -> None:
+    """Find the policy and its numbers that meet a target."""
+
+
+@tune.command("diffusion")
+@model_option
+@click.option("--target", required=True, help='"psnr>=30", "ssim>=0.98", "speedup>=2" or "flops_speedup>=2".')
+@click.option("--policy", "names", multiple=True, help="Search this policy only; may be repeated [default: all].")
+@click.option("--trials", default=8, show_default=True, type=click.IntRange(1), help="Most settings per policy.")
+@steps_option
+@click.option("--samples", default=40, show_default=True, type=click.IntRange(2), help="Pictures per setting.")
+@guidance_option
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the first picture.")
+@device_option
+@click.option("--out", required=True, type=FOLDER, help="Folder for the policy, its profile and the records.")
+@click.option("--json", "as_json", is_flag=True, help="Print one object and nothing else.")
+def tune_diffusion(
+    model: str,
+    target: str,
+    names: tuple[str, ...],
+    trials: int,
+    steps: int,
+    samples: int,
+    guidance: float,
+    seed: int,
+    device: str,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Search policies for a target; measure what was found on other seeds. Exit code 1 if the target is not met."""
+    from tenuto.eval.job import Job
+    from tenuto.tuner import tune as search
+
+    job = Job(steps=steps, samples=samples, guidance=guidance, seed=seed)
+    found = search(model, target, out, policies=names, trials=trials, job=job, device=device, command=command())
+    if as_json:
+        click.echo(json.dumps(found.row(), indent=1, allow_nan=False))
+    else:
+        print_runs(found.runs, [], False)
+        click.echo(f"\n{found.snippet}\n")
+    click.echo(f"tenuto: {found.sentence()}", err=as_json or not found.met)
+    if not found.met:
+        click.get_current_context().exit(1)
+
+
+@main.command()
+@click.argument("policy")
+@model_option
+@steps_option
+@guidance_option
+@click.option("--runs", default=8, show_default=True, type=click.IntRange(1), help="Uncached generations to fit on.")
+@click.option("--seed", default=1_000_000, show_default=True, type=click.IntRange(0), help="First seed to fit on.")
+@device_option
+@click.option("--out", type=FILE, help="The profile, *.safetensors [default: in your cache, where it will be found].")
+def calibrate(
+    policy: str, model: str, steps: int, guidance: float, runs: int, seed: int, device: str, out: Path | None
+) -> None:
+    """Fit the profile that POLICY needs for a model."""
+    from tenuto import catalog
+    from tenuto.eval.fitting import fit_profile, own_place
+    from tenuto.eval.folders import check_file
+    from tenuto.eval.pipelines import load_model
+
+    chosen = catalog.parse(policy, "diffusion")
+    check_file(out or own_place(chosen), ".safetensors")
+    profile = fit_profile(load_model(model, device), chosen, steps=steps, guidance=guidance, seed=seed, runs=runs)
+    path = profile.save(out or own_place(chosen, profile))
+    for rung in profile.numbers.get("ladder", ()):
+        click.echo(
+            f"  {rung['rung']:<9} in {rung['cells']} cells; everywhere: error {rung['rms_error']:.4f}, "
+            f"{rung['bytes'] / 2**20:.1f} MiB, {rung['flops_per_token']:.0f} operations per token"
+        )
+    click.echo(f"Profile for {profile.policy}, model {profile.fingerprint}: {path} ({profile.settings['seconds']} s)")

@@ -1,0 +1,105 @@
+"""What all commands share: one-line errors, common options, how rows are printed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tenuto import __version__
+from tenuto.errors import TenutoError, closest
+
+if TYPE_CHECKING:
+    from tenuto.eval.kvrun import KVRun
+    from tenuto.eval.run import Run
+
+WIDE = 150
+DEFAULT_MODEL = "bundled:dit-fashion"
+DEFAULT_LANGUAGE = "bundled:smollm2"
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class Failure(click.ClickException):
+    """One line on standard error, exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"tenuto: error: {' '.join(self.format_message().split())}", err=True)
+
+
+class Group(click.Group):
+    """A group that says what went wrong in one line, with a suggestion for a mistyped command."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise Failure(f"No such command {args[0]!r}.{closest(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            raise Failure(error.format_message()) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            raise Failure(error.format_message()) from error
+        except TenutoError as error:
+            raise Failure(str(error)) from error
+        except ModuleNotFoundError as error:  # an optional dependency, see the extras
+            raise Failure(f"{error.name} is not installed. Install it with: pip install 'tenuto[all]'") from error
+
+
+def command() -> str:
+    """The command line as it was given."""
+    return shlex.join(["tenuto", *sys.argv[1:]])
+
+
+def print_runs(runs: Sequence[Run], kv_runs: Sequence[KVRun], as_json: bool) -> None:
+    """Records of both families as tables, or as one JSON list."""
+    if as_json:
+        rows = [*(run.row() for run in runs), *(row for run in kv_runs for row in run.rows())]
+        click.echo(json.dumps(rows, indent=1, allow_nan=False))
+        return
+    from rich.console import Console
+
+    from tenuto.eval.terminal import kv_table, shadow_table, table
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    if runs:
+        console.print(table(runs))
+    if any(run.shadow for run in runs):
+        console.print(shadow_table(runs))
+    if kv_runs:
+        console.print(kv_table(kv_runs))
+
+
+model_option = click.option("--model", default=DEFAULT_MODEL, show_default=True, help="bundled:NAME or a folder.")
+steps_option = click.option("--steps", default=50, show_default=True, type=click.IntRange(1), help="Denoising steps.")
+guidance_option = click.option(
+    "--guidance", default=1.5, show_default=True, type=click.FloatRange(0), help="Guidance scale, 1 for none."
+)
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ...")
+profile_option = click.option("--profile", multiple=True, type=FILE, help="Calibration profile; may be repeated.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one list of objects and nothing else.")
+
+
+@click.group(cls=Group)
+@click.version_option(__version__, prog_name="tenuto")
+def main() -> None:
+    """Caching for pretrained generative models: hold what has not changed, within an error budget you set."""

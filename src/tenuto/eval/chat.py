@@ -1,0 +1,130 @@
+"""A conversation with a language model on one cache: every turn is read into what the turns before it left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tenuto.budget import MemoryBudget
+from tenuto.errors import InputError
+from tenuto.eval.language import LanguageModel, check_length, load_language
+from tenuto.kv.attach import AttachedRun, attach
+from tenuto.kv.policy import KVMethod
+
+__all__ = ["Chat", "conversation", "read_prompt"]
+
+MEBI = 2**20
+UNFINISHED = "\ufffd"
+"""What a tokenizer shows for a character whose last bytes are still to come."""
+
+
+def read_prompt(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        InputError: it cannot be read, is empty, or is not UTF-8 text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}). Give a text file.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (at byte {error.start}). Give a text file.") from error
+    if not text:
+        raise InputError(f"{path} is empty. Write the prompt into it.")
+    return text
+
+
+class Chat:
+    """What was said, and the cache that holds it.
+
+    Attributes:
+        turns: of user and assistant; seen: all tokens the model was given.
+        first, each: seconds to the first token of the last answer, and per token after it.
+    """
+
+    def __init__(self, language: LanguageModel, run: AttachedRun | None, most: int) -> None:
+        from transformers import DynamicCache
+
+        self.language, self.run, self.most = language, run, most
+        self.cache: Any = run.cache() if run else DynamicCache(config=language.model.config)
+        self.turns: list[dict[str, str]] = []
+        self.text = ""
+        self.seen: list[int] = []
+        self.first = self.each = 0.0
+
+    def say(self, prompt: str) -> Iterator[str]:
+        """The answer to the user's next turn, in pieces as they come (greedy decoding).
+
+        Raises:
+            InputError: the conversation is longer than the model was made for.
+        """
+        self.turns.append({"role": "user", "content": prompt})
+        whole = self.language.chat(self.turns)
+        new = whole.removeprefix(self.text) if whole.startswith(self.text) else f"\n{prompt}\n"
+        ids = self.language.encode(new)
+        check_length(self.language, len(self.seen) + ids.shape[1] + self.most)
+        start = time.perf_counter()
+        token, said, shown = self._next(ids), list[int](), ""
+        self.first, begun = time.perf_counter() - start, time.perf_counter()
+        while token not in self.language.ends and len(said) < self.most:
+            said.append(token)
+            answer = self.language.decode(torch.tensor(said))
+            if not answer.endswith(UNFINISHED):
+                yield answer[len(shown) :]
+                shown = answer
+            token = self._next(torch.tensor([[token]], device=self.language.device))
+        self.each = (time.perf_counter() - begun) / max(len(said), 1)
+        self.turns.append({"role": "assistant", "content": shown})
+        self.text += new + shown
+
+    @torch.no_grad()
+    def _next(self, ids: torch.Tensor) -> int:
+        self.seen += ids[0].tolist()
+        found = self.language.model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        return int(found.logits[0, -1].argmax())
+
+    def summary(self) -> str:
+        """One sentence: tokens, times, bytes held and saved."""
+        times = f"first token after {self.first:.2f} s, then {1000 * self.each:.0f} ms per token"
+        if self.run is None:
+            size = sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
+            return f"{len(self.seen)} tokens seen; the cache holds {size / MEBI:.2f} MiB, nothing saved; {times}."
+        held, full = self.cache.bytes_held, self.cache.bytes_full
+        return (
+            f"{len(self.seen)} tokens seen; the cache holds {held / MEBI:.2f} of {full / MEBI:.2f} MiB, "
+            f"{(full - held) / MEBI:.2f} MiB ({1 - held / full:.1%}) saved; {times}."
+        )
+
+
+@contextmanager
+def conversation(
+    model: str,
+    policy: KVMethod | None,
+    budget: MemoryBudget | None,
+    *,
+    every: int | None = None,
+    most: int = 256,
+    device: str = "auto",
+) -> Iterator[Chat]:
+    """A new conversation, with the policy attached inside the ``with`` block.
+
+    Args:
+        model: ``bundled:smollm2`` or a folder; policy, budget: None for the uncompressed cache.
+        every: compress while decoding too, every so many tokens; most: tokens of one answer.
+
+    Raises:
+        ModelError: the model is missing or damaged.
+        AttachError, InputError, PolicyError: as :func:`tenuto.attach`.
+    """
+    language = load_language(model, device)
+    if policy is None or budget is None:
+        yield Chat(language, None, most)
+        return
+    with attach(language.model, policy, budget=budget, every=every) as run:
+        yield Chat(language, run, most)
