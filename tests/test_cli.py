@@ -14,13 +14,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from tenuto import catalog
+import tenuto as tenuto_
+from tenuto import MemoryBudget, catalog
 from tenuto.calibration import Profile
 from tenuto.cli import main
-from tenuto.eval import pipelines
+from tenuto.eval import smollm2, zoo
 from tenuto.eval.job import Job
+from tenuto.eval.kvjob import KVJob
+from tenuto.eval.kvrun import read_kv_runs
+from tenuto.eval.reading import Entry
 from tenuto.eval.run import read_runs
-from tenuto.eval.tasks import images
+from tenuto.eval.tasks import images, kv
 
 KEYS = {
     "policy", "speedup", "flops_speedup", "psnr", "ssim", "fid", "class_accuracy", "reuse_ratio", "cache_bytes",
@@ -51,7 +55,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert result.stdout.endswith("set()\n")
-    for name in ("methods", "demo", "bench", "report", "calibrate", "cite", "run"):
+    for name in ("methods", "models", "demo", "bench", "report", "calibrate", "cite", "run", "tune"):
         assert re.search(rf"^  {name} ", result.stdout, re.M)
 
 
@@ -119,9 +123,15 @@ def test_calibrate_then_run_with_the_profile(
     assert header.fingerprint in said
 
 
-def test_demo(tiny_model: Path, offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipelines, "FOLDER", tmp_path)
+def test_demo(
+    tiny_model: Path, tiny_language: Path, offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zoo, "PACKAGED", tmp_path)
     monkeypatch.setattr(images, "DEMO", Job(steps=8, samples=10))
+    monkeypatch.setattr(kv, "DEMO", KVJob(contexts=(300,), tasks=("niah_single",), examples=1))
+    monkeypatch.setattr(kv, "demo_rows", lambda: [Entry(policy=tenuto_.Knorm(), budget=MemoryBudget.keep(0.5))])
+    monkeypatch.setattr(smollm2, "find", lambda: tiny_language)
+    monkeypatch.setattr(smollm2, "at_hand", lambda: True)
     monkeypatch.setattr("tenuto.eval.fitting.RUNS", 6)
     shutil.copytree(tiny_model, tmp_path / "dit_fashion")
     result = tenuto("demo", "--out", tmp_path / "out")
@@ -132,6 +142,71 @@ def test_demo(tiny_model: Path, offline: None, tmp_path: Path, monkeypatch: pyte
     methods = {name.rpartition("+")[2].partition(":")[0] for name in names}
     assert {"none", "fewer_steps", *catalog.methods("diffusion")} == methods
     assert all(name in result.stdout for name in names)
+    assert [run.policy for run in read_kv_runs(tmp_path / "out" / "tenuto-report")] == ["none", "knorm"]
+    monkeypatch.setattr(smollm2, "at_hand", lambda: False)
+    without = tenuto("demo", "--out", tmp_path / "without", "--json")
+    assert without.exit_code == 0, without.stderr
+    assert "tenuto models pull smollm2" in without.stderr
+    assert all(row["policy"] != "knorm" for row in json.loads(without.stdout))
+
+
+KV_KEYS = {
+    "policy", "budget", "context", "task", "score", "bytes_held", "bytes_full", "ttft_s", "decode_cpu_ms", "peak_bytes",
+}  # fmt: skip
+
+
+def test_bench_kv_report_and_json(tiny_language: Path, one_thread: None, tmp_path: Path) -> None:
+    out = tmp_path / "new"
+    args = ("--model", tiny_language, "--budget", "keep=0.5,keep=1.0", "--context", 300, "--examples", 1, "--out", out)
+    result = tenuto("bench", "kv", "--policies", "knorm", *args, "--tasks", "niah_single", "--json")
+    assert result.exit_code == 0, result.stderr
+    rows: list[dict[str, Any]] = json.loads(result.stdout)
+    assert [(row["policy"], row["budget"]) for row in rows] == [
+        ("none", "full"),
+        ("knorm", "keep=0.5"),
+        ("knorm", "keep=1.0"),
+    ]
+    assert all(set(row) >= KV_KEYS for row in rows)
+    assert rows[1]["bytes_held"] < 0.6 * rows[1]["bytes_full"]
+    assert "row" in result.stderr, "no progress bar"
+    table = tenuto("bench", "kv", "--policies", "snapkv", *args, "--tasks", "niah_single", "--every", 8)
+    assert "another job" in table.stderr  # decoding under another rule
+    again = tenuto("bench", "kv", "--policies", "streaming_llm", *args, "--tasks", "niah_single")
+    assert re.search(r"streaming_llm +keep=0.5 +300 ", again.stdout)
+    page = tenuto("report", out)
+    assert page.exit_code == 0, page.stderr
+    text = (out / "tenuto-report.html").read_text()
+    assert all(name in text for name in ("knorm", "streaming_llm", "niah_single"))
+
+
+def test_a_conversation(tiny_language: Path, one_thread: None, tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("What is held? " * 20)
+    said = ("run", "--model", tiny_language, "--max-tokens", 4)
+    plain = tenuto(*said, "--prompt-file", prompt)
+    assert plain.exit_code == 0, plain.stderr
+    assert "nothing saved" in plain.stdout
+    held = tenuto(*said, "--prompt-file", prompt, "--policy", "snapkv", "--budget", "keep=0.25")
+    assert re.search(r"the cache holds 0\.\d\d of 0\.\d\d MiB, 0\.\d\d MiB \(\d\d\.\d%\) saved", held.stdout), (
+        held.stdout
+    )
+    typed = CliRunner().invoke(main, [str(arg) for arg in said], input="one\ntwo\n", prog_name="tenuto")
+    assert typed.stdout.count("tokens seen") == 2
+
+
+def test_models(tiny_language: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smollm2, "find", lambda: None)
+    monkeypatch.setattr(smollm2, "at_hand", lambda: False)
+    listed = {row["name"]: row for row in json.loads(tenuto("models", "list", "--json").stdout)}
+    assert listed["bundled:dit-fashion"]["here"]
+    assert not listed["bundled:smollm2"]["here"]
+    assert "tenuto models pull smollm2" in " ".join(tenuto("models", "list").stdout.split())
+    assert "tenuto models pull smollm2" in refused("models", "path", "smollm2")
+    monkeypatch.setattr(smollm2, "find", lambda: tiny_language)
+    assert (
+        tenuto("models", "path", "smollm2").stdout == tenuto("models", "pull", "smollm2").stdout == f"{tiny_language}\n"
+    )
+    assert Path(tenuto("models", "path", "dit-fashion").stdout.strip()).is_dir()
 
 
 @pytest.mark.parametrize(
@@ -150,6 +225,23 @@ def test_demo(tiny_model: Path, offline: None, tmp_path: Path, monkeypatch: pyte
         ("bench diffusion --policies every_n --out {out}/file/in", "Cannot write in"),
         ("bench diffusion --policies every_n --model {out}/none --out {out}/o", "There is no model at"),
         ("bench diffusion --policies teacache --profile {out}/none --out {out}/o", "There is no profile at"),
+        ("bench kv --policies snapvk --budget keep=0.5 --out {out}/o", "Did you mean 'snapkv'?"),
+        ("bench kv --policies snapkv --budget keep=0 --out {out}/o", "the kept fraction is above 0 and at most 1"),
+        ("bench kv --policies snapkv --budget keep=1.5 --out {out}/o", "above 0 and at most 1"),
+        ("bench kv --policies snapkv --budget half --out {out}/o", "Write keep=0.25, tokens=512 or bytes=20MiB"),
+        ("bench kv --policies snapkv --budget tokens=9 --context 300 --model {words} --out {out}/o", "at least 32"),
+        ("bench kv --policies knorm --budget keep=0.5 --context x --out {out}/o", "Give for example 1024,2048"),
+        ("bench kv --policies knorm --budget keep=0.5 --tasks niah --out {out}/o", "Did you mean 'niah_"),
+        ("bench kv --policies knorm --budget keep=0.5 --question before --out {out}/o", "after, inside"),
+        ("bench kv --policies knorm --budget keep=0.5 --model {model} --out {out}/o", "no language model at"),
+        ("bench kv --policies kivi --budget keep=1 --context 300 --model {words} --out {out}/o", "head size 8"),
+        ("bench kv --policies every_n --budget keep=0.5 --out {out}/o", "every_n"),
+        ("models pull smollm", "Did you mean 'smollm2'?"),
+        ("run --model {words} --policy snapkv", "missing here: --budget"),
+        ("run --model {words} --labels 3", "--labels does not go with"),
+        ("run --model {model} --budget keep=0.5", "--budget does not go with"),
+        ("run --model {words} --prompt-file {out}/none", "cannot be read"),
+        ("run --model {out}", "There is no model at"),
         ("calibrate every_n --model {model} --out {out}/p.safetensors", "needs no calibration"),
         ("calibrate teacache --model {model} --steps 9999 --out {out}/p.safetensors", "1 to 1000"),
         ("report {out}/none", "is not a folder"),
@@ -157,9 +249,11 @@ def test_demo(tiny_model: Path, offline: None, tmp_path: Path, monkeypatch: pyte
         ("demo --out {out}/file/in", "Cannot write in"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(tiny_model: Path, tmp_path: Path, args: str, said: str) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing(
+    tiny_model: Path, tiny_language: Path, tmp_path: Path, args: str, said: str
+) -> None:
     (tmp_path / "file").write_text("in the way")
-    assert said in refused(*args.format(out=tmp_path, model=tiny_model).split())
+    assert said in refused(*args.format(out=tmp_path, model=tiny_model, words=tiny_language).split())
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -16,6 +16,7 @@ def test_what_was_put_is_there_again(tmp_path: Path) -> None:
     path = tmp_path / "new" / "rounds.jsonl"
     first = Ledger(path, PLAN)
     assert first.get((3, "x")) is None
+    assert not path.parent.exists()
     first.put((3, "x"), {"seconds": 0.5})
     first.put((3, "y"), None)
     again = Ledger(path, dict(reversed(PLAN.items())))

@@ -15,6 +15,8 @@ from tenuto import __version__
 from tenuto.errors import TenutoError, closest
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tenuto.eval.kvrun import KVRun
     from tenuto.eval.run import Run
 
@@ -68,19 +70,23 @@ def command() -> str:
     return shlex.join(["tenuto", *sys.argv[1:]])
 
 
+def wide_console() -> Console:
+    """A console that is wide where nobody looks at it in a terminal."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
+
+
 def print_runs(runs: Sequence[Run], kv_runs: Sequence[KVRun], as_json: bool) -> None:
     """Records of both families as tables, or as one JSON list."""
     if as_json:
         rows = [*(run.row() for run in runs), *(row for run in kv_runs for row in run.rows())]
         click.echo(json.dumps(rows, indent=1, allow_nan=False))
         return
-    from rich.console import Console
-
     from tenuto.eval.terminal import kv_table, shadow_table, table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDE)
+    console = wide_console()
     if runs:
         console.print(table(runs))
     if any(run.shadow for run in runs):

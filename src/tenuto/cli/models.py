@@ -6,7 +6,7 @@ import json
 
 import click
 
-from tenuto.cli.group import Group, json_option, main
+from tenuto.cli.group import Group, json_option, main, wide_console
 
 
 @main.group(cls=Group)
@@ -27,14 +27,13 @@ def list_models(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    from rich.console import Console
     from rich.table import Table
 
     shown = Table("model", "family", "here", "about", box=None, pad_edge=False)
     for row, name in zip(rows, zoo.MODELS, strict=True):
         here = "yes" if row["here"] else f"no: tenuto models pull {name}"
         shown.add_row(str(row["name"]), str(row["family"]), here, str(row["about"]))
-    Console().print(shown)
+    wide_console().print(shown)
 
 
 @models.command()

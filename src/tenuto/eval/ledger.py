@@ -23,11 +23,9 @@ class Ledger:
 
     def __init__(self, path: Path, plan: dict[str, Any]) -> None:
         self.path, self.done = path, dict[str, Any]()
-        mine = json.dumps(plan, sort_keys=True)
+        self._head = mine = json.dumps(plan, sort_keys=True)
         if not path.is_file() or not (text := path.read_text()):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{mine}\n")
-            return
+            return  # nothing is written before there is something to keep
         whole, _, _ = text.rpartition("\n")
         head, *lines = whole.split("\n")
         if head != mine:
@@ -48,6 +46,9 @@ class Ledger:
 
     def put(self, key: Any, told: Any) -> None:
         """Keep a finished round."""
+        if not self.path.is_file():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(f"{self._head}\n")
         with self.path.open("a") as file:
             file.write(json.dumps([key, told]) + "\n")
         self.done[json.dumps(key)] = json.loads(json.dumps(told))

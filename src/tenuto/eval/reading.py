@@ -19,7 +19,7 @@ from tenuto.eval.speed import synchronise
 from tenuto.kv.attach import AttachedRun, attach
 from tenuto.kv.policy import KVMethod
 
-__all__ = ["Entry", "Held", "Reading", "reading"]
+__all__ = ["Entry", "Held", "Reading", "attached", "reading"]
 
 BINS = 64
 
@@ -161,6 +161,17 @@ class Reading:
         return [float(kept[a:b].mean()) for a, b in pairwise(edges)]
 
 
+def attached(language: LanguageModel, entry: Entry) -> AbstractContextManager[AttachedRun | None]:
+    """A row's policy on the model inside a ``with`` block; None for the uncompressed cache.
+
+    Raises:
+        AttachError, InputError, PolicyError: as :func:`tenuto.attach`.
+    """
+    if entry.policy is None or entry.budget is None:
+        return nullcontext()
+    return attach(language.model, entry.policy, budget=entry.budget, every=entry.every)
+
+
 @contextmanager
 def reading(language: LanguageModel, entry: Entry, context: torch.Tensor) -> Iterator[Reading]:
     """Read a context ``[1, tokens]`` under a row's policy, which stays attached inside the ``with`` block.
@@ -168,8 +179,5 @@ def reading(language: LanguageModel, entry: Entry, context: torch.Tensor) -> Ite
     Raises:
         AttachError, InputError, PolicyError: as :func:`tenuto.attach`.
     """
-    if entry.policy is None or entry.budget is None:
-        yield Reading(language, None, context)
-        return
-    with attach(language.model, entry.policy, budget=entry.budget, every=entry.every) as run:
+    with attached(language, entry) as run:
         yield Reading(language, run, context)

@@ -27,7 +27,7 @@ from tenuto.eval.kvrun import KVRun, read_kv_runs, write_kv_run
 from tenuto.eval.kvscores import Outcome, summarise
 from tenuto.eval.language import LanguageModel, check_length, load_language
 from tenuto.eval.ledger import Ledger
-from tenuto.eval.reading import Entry, reading
+from tenuto.eval.reading import Entry, attached, reading
 from tenuto.eval.tasks.cases import make_case
 from tenuto.eval.tasks.likelihood import text_of
 
@@ -115,7 +115,10 @@ def _same_job(out: Path, mine: KVRun) -> None:
 
 
 def _warm_up(language: LanguageModel, entries: Sequence[Entry], job: KVJob) -> None:
-    """One untimed context per row: it pays for what a process allocates once, and refuses a budget that cannot be."""
+    """One untimed context per row: it pays for what a process allocates once. What cannot be is refused first."""
+    for entry in entries:
+        with attached(language, entry):
+            pass
     ids = text_of(language, 0, min(job.contexts))
     for entry in tqdm(entries, desc="warm-up", unit="row", leave=False):
         with reading(language, entry, ids) as read:
