@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-PRINTS = {"context_parallel": r"(rank \d: equal outputs, (\d+%) reused on one device, \2 on 2\n){2}"}
+PRINTS = {
+    "context_parallel": r"(rank \d: equal outputs, (\d+%) reused on one device, \2 on 2\n){2}",
+    "several_questions": r"lamp: 41733\nboat: 90218\npiano: 57064\n\d+ of \d+ bytes held\n",
+}
 PROGRAMS = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}
 
 

@@ -9,7 +9,7 @@ import torch
 
 import tenuto
 from tenuto.budget import MemoryBudget
-from tenuto.errors import InputError
+from tenuto.errors import InputError, ModelError
 from tenuto.eval.chat import conversation, read_prompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,6 +44,14 @@ def test_too_long(tiny_language: Path) -> None:
     with conversation(str(tiny_language), None, None, most=4) as chat:
         with pytest.raises(InputError, match="was made for 2048"):
             list(chat.say("x" * 2048))
+
+
+def test_a_template_that_rewrites_earlier_turns(tiny_language: Path) -> None:
+    with conversation(str(tiny_language), None, None, most=4) as chat:
+        list(chat.say("one"))
+        chat.language.tokenizer.chat_template = "{{ messages | length }}{{ messages[-1]['content'] }}"
+        with pytest.raises(ModelError, match="rewrites earlier turns"):
+            list(chat.say("two"))
 
 
 def test_prompts_from_files(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tenuto.budget import MemoryBudget
-from tenuto.errors import InputError
+from tenuto.errors import InputError, ModelError
 from tenuto.eval.language import LanguageModel, check_length, load_language
 from tenuto.kv.attach import AttachedRun, attach
 from tenuto.kv.policy import KVMethod
@@ -63,10 +63,16 @@ class Chat:
 
         Raises:
             InputError: the conversation is longer than the model was made for.
+            ModelError: the model's chat template rewrites earlier turns.
         """
         self.turns.append({"role": "user", "content": prompt})
         whole = self.language.chat(self.turns)
-        new = whole.removeprefix(self.text) if whole.startswith(self.text) else f"\n{prompt}\n"
+        if not whole.startswith(self.text):
+            raise ModelError(
+                f"The chat template of {self.language.name} rewrites earlier turns, so this turn cannot go on from the "
+                "cache. Start a new conversation."
+            )
+        new = whole.removeprefix(self.text)
         ids = self.language.encode(new)
         check_length(self.language, len(self.seen) + ids.shape[1] + self.most)
         start = time.perf_counter()
