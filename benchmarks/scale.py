@@ -1,6 +1,6 @@
 """What caching costs and saves at real sizes: architectures as published, random weights.
 
-    python benchmarks/scale.py [--model dit-xl-2,pixart-sigma-512,flux --repeats 5 --steps 11 --dtype float32]
+    python benchmarks/scale.py [--model dit-xl-2,pixart-sigma-512,flux --policies fastcache --repeats 5 --steps 11]
 
 Per model and policy one line: the cost of an attached but closed gate (attached / plain, median and range of pairs
 taken in turn), and at high reuse (every fifth step computed) the speed-up by the clock beside that by executed
@@ -160,6 +160,7 @@ def measure(case: Case, twin: torch.nn.Module, name: str, repeats: int, steps: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=",".join(CASES))
+    parser.add_argument("--policies", help="only these, separated by commas")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=11)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -182,7 +183,7 @@ def main() -> None:
         print(f"\n{name}, {args.dtype}, {args.device}\n")
         print("| policy | closed gate: attached / plain | speed-up | by operations | of it | cache MiB |")
         print("|---|---|---|---|---|---|")
-        for policy in policies(case):
+        for policy in args.policies.split(",") if args.policies else policies(case):
             print(measure(case, twin, policy, args.repeats, args.steps), flush=True)
 
 

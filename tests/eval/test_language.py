@@ -21,6 +21,10 @@ def test_text_and_tokens(tiny_language: Path) -> None:
     assert ids.shape == (1, language.count("grüß dich"))
     assert language.decode(ids[0]) == "grüß dich"
     assert language.chat([{"role": "user", "content": "hi"}]) == "user: hi\nassistant: "
+    template, language.tokenizer.chat_template = language.tokenizer.chat_template, None
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}, {"role": "user", "content": "?"}]
+    assert language.chat(said) == "hi\nho?\n"
+    language.tokenizer.chat_template = template
     assert language.ends == {language.tokenizer.eos_token_id}
     assert language.model.dtype is torch.float32
     assert not language.model.training

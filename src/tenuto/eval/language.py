@@ -56,9 +56,9 @@ class LanguageModel:
         return len(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def chat(self, turns: list[dict[str, str]]) -> str:
-        """The text of a conversation up to where the model answers; the last turn alone where there is no template."""
+        """The text of a conversation up to where the model answers; lines of the user where there is no template."""
         if self.tokenizer.chat_template is None:
-            return turns[-1]["content"]
+            return "".join(turn["content"] + "\n" * (turn["role"] == "user") for turn in turns)
         return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
     @property
