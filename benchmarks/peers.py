@@ -30,7 +30,7 @@ from tenuto.eval.tasks import images
 
 MODEL = "bundled:dit-fashion"
 
-BUDGETS = (0.07, 0.12, 0.25, 0.5, 1.0, 2.0)
+BUDGETS = ("0.07", "0.12", "0.25", "0.5", "1.0,warmup=1", "2.0,warmup=1")
 OURS = {
     "every_n": [f"every_n:n={n}" for n in (2, 3, 4, 5, 6, 7)],
     "first_block": [f"first_block:threshold={t}" for t in (0.03, 0.05, 0.08, 0.12, 0.2, 0.3)],
