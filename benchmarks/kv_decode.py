@@ -1,16 +1,17 @@
 """What decoding one token costs under a KV policy, against transformers' own DynamicCache.
 
-    python benchmarks/kv_decode.py [--context 4096 --tokens 8 --repeats 5 --policies kivi:bits=4,snapkv@0.25 --model DIR]
+    python benchmarks/kv_decode.py [--context 4096 --tokens 8 --repeats 5 --policies kivi:bits=4,snapkv@0.25]
 
 Per policy one line: CPU milliseconds of one thread per decoded token, and their ratio to DynamicCache's, median and
-range of repeats taken in turn. ``policy@keep`` says how much of the cache is kept; without, all of it is. The
-default model has random weights in the shape of SmolLM2-135M (30 layers, 9 query and 3 KV heads of 64 channels): this is
-about cost, not about text.
+range of repeats taken in turn. ``policy@keep`` says how much of the cache is kept; without, all of it is. This is about
+cost, not about text: unless ``--model`` names a folder, weights are random, in the shape of SmolLM2-135M (30 layers, 9
+query and 3 KV heads of 64 channels).
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import time
 from contextlib import nullcontext
@@ -85,16 +86,13 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=4096, help="tokens of the prompt")
     parser.add_argument("--tokens", type=int, default=8, help="decoded tokens per repeat")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--policies", default=",".join(POLICIES), help="split by commas that no '=' follows")
+    parser.add_argument("--policies", default=",".join(POLICIES), help="texts with commas between")
     parser.add_argument("--model", help="a model folder; by default random weights")
     given = parser.parse_args()
     torch.set_num_threads(1)
     model = load(given.model)
     prompt = torch.randint(0, model.config.vocab_size, (1, given.context))
-    texts: list[str] = []
-    for part in given.policies.split(","):
-        option = "=" in part.split(":")[0]  # the next number of the policy before
-        texts[len(texts) - option :] = [f"{texts[-1]},{part}" if option else part]
+    texts = re.split(r",(?!\w+=)", given.policies)
     rows = [Row(model, text, prompt) for text in (None, *texts)]
     times: list[list[float]] = [[] for _ in rows]
     for _ in range(given.repeats):

@@ -16,8 +16,11 @@ from tenuto.errors import AttachError, InputError, TenutoError
 from tenuto.kv.attach import attach
 from tenuto.kv.policies.adakv import AdaKV
 from tenuto.kv.policies.knorm import Knorm
+from tenuto.kv.policies.kvzip import KVzip
+from tenuto.kv.policies.razor_attention import RazorAttention
 from tenuto.kv.policies.snapkv import SnapKV
 from tenuto.kv.policies.streaming_llm import StreamingLLM
+from tenuto.kv.policy import KVMethod
 from tenuto.testing.kv import TinyLM, follow, tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -116,27 +119,36 @@ def test_files_that_are_no_cache(tmp_path: Path) -> None:
             run.load(tmp_path / "a")
 
 
-def test_head_wise_memory_is_free_and_the_output_is_that_of_a_mask() -> None:
-    """AdaKV holds half the bytes, and equals a full cache in which the same entries are masked."""
-    model, prompt = TinyLM(), tokens(700)
-    with attach(model, AdaKV(window=16), budget=HALF) as run:
-        output = follow(model, cache := run.cache(), prompt, tokens(1, 1))[:, 1]
+@pytest.mark.parametrize("policy", [AdaKV(window=16), RazorAttention(), KVzip()], ids=lambda p: type(p).__name__)
+def test_head_wise_memory_is_free_and_the_output_is_that_of_a_mask(policy: KVMethod) -> None:
+    """Heads of different lengths hold half the bytes, and attend as a full cache in float64 in which the same entries
+    are masked, and RazorAttention's mean of those stands beside them."""
+    model, prompt = build(tf.LlamaConfig(**SIZE, head_dim=64), tf.LlamaForCausalLM), tokens(700)
+    with attach(model, policy, budget=HALF) as run:
+        follow(model, cache := run.cache(), prompt, tokens(0))
+        assert cache.bytes_held <= 0.52 * cache.bytes_full
+        output = follow(model, cache, tokens(1, 1), tokens(0))[:, 0]
     lengths = [count for layer in cache.counts() for count in layer[0]]
     assert max(lengths) > min(lengths) + 20, "heads differ"
-    with attach(model, AdaKV(window=16), budget=HALF) as run:
-        follow(model, other := run.cache(), prompt, tokens(0))
-        assert other.bytes_held <= (0.5 * (1 + 4 / 256) + 0.001) * other.bytes_full + 4 * 700
-    kept = [[set(other.survivors(layer, 0, head)) for head in range(2)] for layer in range(3)]
+    kept = [[cache.survivors(layer, 0, head) for head in range(2)] for layer in range(3)]
 
     def masked(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **_: Any) -> Any:
-        seen = torch.ones(2, query.shape[2], key.shape[2], dtype=torch.bool).tril(key.shape[2] - query.shape[2])
-        if query.shape[2] == 1:
-            for head in range(2):
-                gone = set(range(700)) - kept[module.layer_idx][head]
-                seen[head, :, sorted(gone)] = False
-        logits = query @ key.repeat_interleave(2, 1).transpose(-1, -2) * scaling
-        logits = logits.masked_fill(~seen.repeat_interleave(2, 0), float("-inf"))
-        return (logits.softmax(-1) @ value.repeat_interleave(2, 1)).transpose(1, 2), None
+        outputs, new = [], query.shape[2]
+        for head in range(4):
+            keys, values = key[0, head // 2].double(), value[0, head // 2].double()
+            bias = torch.zeros(new, len(keys)).masked_fill_(
+                torch.ones(new, len(keys)).triu(len(keys) - new + 1) > 0, -1e9
+            )
+            mine = kept[module.layer_idx][head // 2]
+            if new == 1:
+                gone = sorted(set(range(700)) - set(mine))
+                bias[:, gone] = -1e9
+                if -1 in mine:
+                    keys, values = (torch.cat([x, x[gone].mean(0, keepdim=True)]) for x in (keys, values))
+                    bias = torch.cat([bias, torch.tensor([[float(len(gone))]]).log()], 1)
+            logits = query[0, head].double() @ keys.T * scaling + bias
+            outputs.append((logits.softmax(-1) @ values).float())
+        return torch.stack(outputs, 1)[None], None
 
     tf.AttentionInterface.register("masked_reference", masked)
     model.config._attn_implementation = "masked_reference"

@@ -54,11 +54,11 @@ def attend(
         at = None if valid is None else valid[row].nonzero()[:, 0]
         if at is not None and not len(at):
             continue
-        mine = mine if at is None else mine[:, :, at]
+        some = mine if at is None else mine[:, :, at]
         found: dict[int, torch.Tensor] = {}
         for run in _alike(held, row):
-            some = mine if len(run) == heads else mine[[segment - row * heads for segment in run]]
-            found |= zip(run, _segments(some, held, run, scaling, softcap, observer, at), strict=True)
+            chosen = some if len(run) == heads else some[[segment - row * heads for segment in run]]
+            found |= zip(run, _segments(chosen, held, run, scaling, softcap, observer, at), strict=True)
         together = torch.cat([found[segment] for segment in sorted(found)]).transpose(0, 1)
         output[row, slice(None) if at is None else at] = together
     return output
@@ -110,7 +110,7 @@ def _segments(
     for start in range(0, new, QUERIES):
         some = query[:, :, start : start + QUERIES]
         attention = _weights(some, held, segments, scaling, softcap, bias, length - new + start)
-        parts.append(_mix(attention.to(query.dtype), held, segments))
+        parts.append(_mix(attention.flatten(1, 2).to(query.dtype), held, segments).view(*some.shape[:3], -1))
         if observer is not None:
             numbers = torch.arange(start, start + some.shape[2], device=query.device)
             for segment, mine in zip(segments, attention, strict=True):
@@ -141,11 +141,10 @@ def _weights(
     before: int,
 ) -> torch.Tensor:
     """Softmax attention ``[heads, group, new, entries]`` float32; the first query is the entry number ``before``."""
-    blocks = []
-    for codec, codes, start, stop in _decoded(held, segments):
-        blocks.append(codec.logits(codes, query, start, stop))
-    blocks.append(query @ _together(held.store, held.store.keys, segments)[:, None].mT)
-    logits = torch.cat(blocks, -1).float() * scaling
+    rows = query.flatten(1, 2)
+    blocks = [codec.logits(codes, rows, start, stop) for codec, codes, start, stop in _decoded(held, segments)]
+    blocks.append(torch.bmm(rows, _together(held.store, held.store.keys, segments).mT))
+    logits = torch.cat(blocks, -1).float().view(*query.shape[:3], -1) * scaling
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if bias is not None:
@@ -157,9 +156,9 @@ def _weights(
 
 
 def _mix(attention: torch.Tensor, held: Held, segments: list[int]) -> torch.Tensor:
-    """Values weighted by attention ``[heads, group, new, entries]``."""
+    """Values weighted by attention ``[heads, queries, entries]``."""
     values = _together(held.store, held.store.values, segments)
-    output = attention[..., attention.shape[-1] - values.shape[1] :] @ values[:, None]
+    output = torch.bmm(attention[..., attention.shape[-1] - values.shape[1] :], values)
     for codec, codes, start, stop in _decoded(held, segments):
         output = output + codec.mix(codes, attention[..., start:stop], start, stop)
     return output

@@ -150,13 +150,15 @@ class Codec(ABC):
 
     Fields: ``page``, entries per encoded page; ``residual``, the newest entries that stay in full precision;
     ``probes``, how many of the last queries :meth:`encode` wants (0: none; ``ALL``); where it wants some, entries are
-    encoded at a compression, and while decoding only if the trigger compresses there too.
+    encoded at a compression, and while decoding only if the trigger compresses there too. Class attribute ``shared``:
+    name of the tensor of a code that holds what entries encoded together share.
     """
 
     __slots__ = ()
     page: int
     residual: int
     probes: int = 0
+    shared: ClassVar[str]
 
     @abstractmethod
     def check(self, head_dim: int) -> None:
@@ -164,8 +166,12 @@ class Codec(ABC):
 
     @abstractmethod
     def entry_bytes(self, head_dim: int, itemsize: int) -> float:
-        """Bytes one encoded entry takes in the tensors of a code, an upper bound: it plans ``bytes=`` budgets.
-        ``itemsize`` is that of the model's dtype."""
+        """Bytes one encoded entry takes in the tensors of a code, an upper bound, without what it shares: it plans
+        ``bytes=`` budgets. ``itemsize`` is that of the model's dtype."""
+
+    @abstractmethod
+    def page_bytes(self, head_dim: int, itemsize: int) -> float:
+        """Bytes that a page of entries encoded together shares, an upper bound; they stay while any entry stays."""
 
     @abstractmethod
     def encode(
@@ -189,14 +195,14 @@ class Codec(ABC):
     def logits(self, codes: Sequence[Code], query: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Products of queries with one run of keys, for several heads that hold as many encoded entries each.
 
-        A codec that can compute them without decoding does so here. ``query [heads, group, new, head_dim]``, one code
-        per head; gives ``[heads, group, new, stop - start]``.
+        A codec that can compute them without decoding does so here. ``query [heads, queries, head_dim]``, one code
+        per head; gives ``[heads, queries, stop - start]``.
         """
         pairs = zip(codes, query, strict=True)
         return torch.stack([mine @ self.keys(code, start, stop, query.dtype).T for code, mine in pairs])
 
     def mix(self, codes: Sequence[Code], attention: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """One run of values weighted by ``attention [heads, group, new, stop - start]``, as :meth:`logits`."""
+        """One run of values weighted by ``attention [heads, queries, stop - start]``, as :meth:`logits`."""
         pairs = zip(codes, attention, strict=True)
         return torch.stack([mine @ self.values(code, start, stop, attention.dtype) for code, mine in pairs])
 

@@ -90,7 +90,8 @@ class KVCache(Cache):  # type: ignore[misc]
         self.pending |= prefill
         free = self.policy.trigger.room("decode", 0, True)
         local = prefill and not (self.deferred or self.recording or self.joint)
-        now = self._totals(each=True) if local and self.policy.trigger.room("prefill", self.since, True) == 0 else None
+        at_once = local and self.policy.trigger.room("prefill", self.since, True) == 0
+        now = self._totals(each=True, new=new) if at_once else None
         step = Step(
             new=new,
             index=index,
@@ -140,7 +141,7 @@ class KVCache(Cache):  # type: ignore[misc]
 
     def _make_room(self, counts: Sequence[int]) -> None:
         """Before a decoding step: compress the rows it would take over the budget, if the trigger says so."""
-        totals = self._totals(counts)
+        totals = self._totals(counts, new=max(counts))
         goals: list[int | None] = [None] * len(totals)
         for row, total in enumerate(totals):
             over = self._held(row) + counts[row] * self._heads() > total
@@ -201,8 +202,12 @@ class KVCache(Cache):  # type: ignore[misc]
     def _held(self, row: int) -> int:
         return sum(sum(layer.counts()[row]) for layer in self.engine)
 
-    def _totals(self, coming: Sequence[int] | None = None, each: bool = False) -> list[int]:
-        """Entries each row may hold, all heads of all layers together, or of one layer (``each``)."""
+    def _totals(self, coming: Sequence[int] | None = None, each: bool = False, new: int = 0) -> list[int]:
+        """Entries each row may hold, all heads of all layers together, or of one layer (``each``).
+
+        Args:
+            coming: tokens per row of a step that has not begun; new: tokens per row that layers do not hold yet.
+        """
         seen = [s + c for s, c in zip(self.sequences.seen, coming or [0] * len(self.sequences.seen), strict=True)]
         heads = self._heads() // len(self.engine) if each else self._heads()
         if self.budget.kind == "keep":
@@ -212,13 +217,18 @@ class KVCache(Cache):  # type: ignore[misc]
         others = sum(t.untyped_storage().nbytes() for t in self._sliding())
         each_token = 8 if self.policy.scorer.observes == "replay" else 4  # position, and id
         spent = others + (self.sequences.columns + max(coming or [0]) + ROOM) * len(seen) * each_token
-        entries = self.layout.entries(int(self.budget.amount - spent) // max(len(seen), 1), self.policy)
-        if entries < max(self.policy.floor, 1):
+        size, free = int(self.budget.amount - spent) // max(len(seen), 1), self.policy.trigger.room("decode", 0, True)
+        entries = []
+        for row in range(len(seen)):
+            whole, shared = map(sum, zip(*[layer.stock(row) for layer in self.engine], strict=True))
+            fresh = whole / self._heads() + new + (free or 0)
+            entries.append(self.layout.entries(size, self.policy, shared, fresh))
+        if min(entries) < max(self.policy.floor, 1):
             raise InputError(
-                f"The budget {self.budget} holds {max(entries, 0)} tokens per head of {len(seen)} rows, and the policy "
-                f"keeps at least {max(self.policy.floor, 1)} (sinks and window). Give a larger budget."
+                f"The budget {self.budget} holds {max(min(entries), 0)} tokens per head of {len(seen)} rows, and the "
+                f"policy keeps at least {max(self.policy.floor, 1)} (sinks and window). Give a larger budget."
             )
-        return [entries * heads] * len(seen)
+        return [count * heads for count in entries]
 
     def _sliding(self) -> list[torch.Tensor]:
         others = [layer for layer in self.layers if not isinstance(layer, KVLayer) and layer.is_initialized]

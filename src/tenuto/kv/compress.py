@@ -106,7 +106,10 @@ def plan(policy: KVPolicy, layers: Sequence[Scored], total: int) -> list[torch.T
     """
     heads = sum(layer.scores.shape[0] for layer in layers)
     kept = []
-    wanted = policy.allocator.allocate(layers, max(total - heads * policy.losers.extra, 0))
+    wanted = policy.allocator.allocate(layers, max(total, 0))
+    held = [layer.view.counts for layer in layers]
+    if policy.losers.extra and any(bool((w.to(h.device) < h).any()) for w, h in zip(wanted, held, strict=True)):
+        wanted = policy.allocator.allocate(layers, max(total - heads * policy.losers.extra, 0))  # what losers become
     given = sum(int(counts.sum()) for counts in wanted)
     if policy.allocator.joint and given > max(total, heads * policy.floor):
         raise PolicyError(f"{type(policy.allocator).__name__} gave out more entries than the budget of {total}.")

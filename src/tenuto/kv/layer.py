@@ -237,6 +237,15 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
             named |= {f"{row}.queries": probes.queries, f"{row}.query_index": probes.index}
         return named
 
+    def stock(self, row: int) -> tuple[int, int]:
+        """Entries of a row in full precision, all heads together, and bytes that its encoded ones share."""
+        if self.held is None or self.policy.codec is None:
+            return 0, 0
+        segments = range(row * self.held.store.heads, (row + 1) * self.held.store.heads)
+        codes = [encoded.code for segment in segments if (encoded := self.held.encoded[segment]) is not None]
+        whole = sum(self.held.store.lengths[segment] for segment in segments)
+        return whole, sum(code[self.policy.codec.shared].nbytes for code in codes)
+
     def counts(self) -> list[list[int]]:
         """Entries held per batch row and KV head."""
         if self.held is None:

@@ -21,7 +21,7 @@ from tenuto.kv.view import Entries
 
 __all__ = ["load", "save"]
 
-FORMAT = "tenuto-kv-1"
+FORMAT = "tenuto-kv-2"
 
 
 def save(cache: KVCache, path: Path | str, mark: str) -> None:

@@ -161,14 +161,17 @@ def law_within_budget(policy: Policy) -> None:
                 for at in range(20 if every else 0):
                     model(tokens(1, at), past_key_values=cache)
                     expect(_spent(cache) <= _allowed(cache, budget), "each step within it", (budget, cache.counts()))
-    full = length * 2 * 3 * 2 * 32 * 4
-    with _on(policy, MemoryBudget.bytes(int(full * 0.7)), 8) as (model, run):
-        follow(model, cache := run.cache(), tokens(length), tokens(0))
-        for at in range(20):
-            held = cache.bytes_held
-            expect(held <= full * 0.7, "bytes held within the budget", (held, full * 0.7))
-            model(tokens(1, at), past_key_values=cache)
-        expect(_spent(cache) > 0.35 * length * 6, "and most of it used", cache.counts())
+    for prompt, share in ((length, 0.7), (2 * length, 0.4)):  # in the second, entries that are encoded are evicted too
+        full = prompt * 2 * 3 * 2 * 32 * 4
+        with _on(policy, MemoryBudget.bytes(int(full * share)), 8) as (model, run):
+            cache, most = run.cache(), 0
+            for turn in (tokens(prompt), tokens(prompt // 4, 1), tokens(prompt // 4, 2)):
+                follow(model, cache, turn, tokens(0))
+                for at in range(24):
+                    most = max(most, cache.bytes_held)
+                    expect(most <= full * share, "bytes held within the budget", (most, full * share))
+                    model(tokens(1, at), past_key_values=cache)
+            expect(most > full * share / 2, "and most of it used", (most, cache.counts()))
 
 
 def law_kept_are_tokens(policy: Policy) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from tenuto.eval.tasks.turns import MultiTurn
@@ -11,9 +10,7 @@ from tenuto.eval.tasks.turns import MultiTurn
 def test_turns() -> None:
     task = MultiTurn()
     example = task.make(0, 200, lambda text: len(text.split()))
-    found = re.search(r"\{.*\}", example.context)
-    assert found
-    store = json.loads(found[0])
+    store = dict(re.findall(r"^Record ([\w ]+): (\d+)$", example.context, re.MULTILINE))
     assert len(store) == task.records
     assert len(example.questions) == 2 * task.asked
     for turn, question in enumerate(example.questions):

@@ -42,7 +42,7 @@ def test_the_formula_in_float64(bits: int) -> None:
     torch.testing.assert_close(codec.keys(code, 0, 24, torch.float32).double(), want_keys, atol=1e-6, rtol=0)
     torch.testing.assert_close(codec.values(code, 0, 24, torch.float32).double(), want_values, atol=1e-6, rtol=0)
     sized = sum(tensor.nbytes for tensor in code.values())
-    assert sized <= 24 * codec.entry_bytes(16, 4)
+    assert sized <= 24 * codec.entry_bytes(16, 4) + 3 * codec.page_bytes(16, 4)
 
 
 def test_moving_codes_does_not_round_again() -> None:
@@ -65,7 +65,7 @@ def test_products_without_decoding(bits: int, group: int) -> None:
     codec, keys, values = Groups(bits, group, residual=0), random(128, 32), random(128, 32, seed=1)
     code = codec.encode(keys, values, classes=None, queries=None)
     codes = [code, codec.encode(values, keys, classes=None, queries=None)]
-    query, attention = random(2, 3, 1, 32, seed=2), random(2, 3, 1, 64, seed=3)
+    query, attention = random(2, 3, 32, seed=2), random(2, 3, 64, seed=3)
     for pair in (codes, [code, codec.take(codec.join(code, code), torch.arange(0, 256, 2))]):
         plain = Codec.logits(codec, pair, query, 32, 96)
         torch.testing.assert_close(codec.logits(pair, query, 32, 96), plain, atol=1e-4, rtol=1e-4)
@@ -74,16 +74,23 @@ def test_products_without_decoding(bits: int, group: int) -> None:
 
 
 def test_no_drift_over_a_long_generation() -> None:
-    """What was encoded after the prompt is bit for bit the same 400 tokens later."""
+    """What was encoded after the prompt is bit for bit the same 400 tokens later: codes, scales and what they decode
+    to."""
+
+    def first() -> list[torch.Tensor]:
+        held = cache.engine[1].held
+        assert held is not None and held.encoded[0] is not None
+        code, kept = held.encoded[0].code, [held.all_keys(0)[:64], held.all_values(0)[:64]]
+        kept += [code[name][:64] for name in ("keys", "values", "page")]
+        return [part.clone() for part in (*kept, code["key_scales"][:2], code["value_scales"][:, :, :64])]
+
     with attach(model := TinyLM(), Kivi(bits=2), budget=MemoryBudget.keep(1)) as run:
         follow(model, cache := run.cache(), tokens(100), tokens(1))
-        held = cache.engine[1].held
-        assert held is not None
-        before = held.all_keys(0)[:64].clone()
+        before = first()
         follow(model, cache, tokens(1, 2), tokens(400, 3))
-        later = cache.engine[1].held
-        assert later is not None and later.encoded[0] is not None and len(later.encoded[0]) > 400
-        assert torch.equal(later.all_keys(0)[:64], before)
+        encoded = cache.engine[1].held.encoded[0]  # type: ignore[union-attr]
+        assert encoded is not None and len(encoded) > 400
+        assert all(torch.equal(*pair) for pair in zip(first(), before, strict=True))
 
 
 def test_what_is_refused() -> None:

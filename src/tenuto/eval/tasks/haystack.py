@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import cycle
 from pydoc_data.topics import topics
+from random import Random
 
 from tenuto.errors import InputError
 
@@ -19,16 +20,31 @@ NOISE = (
     "Rain comes and goes.",
     "It is a quiet day.",
 )
-COLOURS = ["amber", "black", "blue", "brown", "copper", "coral", "crimson", "golden", "gray", "green", "ivory", "pink", "purple", "red", "silver", "white"]
-THINGS = ["anchor", "apple", "basket", "bell", "boat", "bottle", "bridge", "camera", "candle", "carpet", "chair", "clock", "coat", "door", "drum", "engine", "feather", "flag", "garden", "guitar", "hammer", "hat", "horse", "jacket", "kite", "ladder", "lamp", "lemon", "lion", "mirror", "mountain", "orange", "owl", "paper", "pencil", "piano", "pillow", "planet", "rabbit", "ring", "river", "rocket", "rose", "ship", "shoe", "spoon", "stone", "table", "tiger", "tower", "train", "tree", "violin", "whale"]
+COLOURS = ("amber", "black", "blue", "brown", "copper", "golden", "green", "ivory", "pink", "purple", "silver", "white")
+BEASTS = ("bear", "camel", "crow", "fox", "goat", "horse", "lion", "owl", "rabbit", "swan", "tiger", "whale", "wolf")
+THINGS = (
+    "apple",
+    "basket",
+    "boat",
+    "bridge",
+    "candle",
+    "chair",
+    "guitar",
+    "hat",
+    "kite",
+    "lamp",
+    "river",
+    "rose",
+    "violin",
+)
 
 
-def noise(rng: random.Random) -> Sequence[str]:
+def noise(rng: Random) -> Sequence[str]:
     """A few plain sentences, the same for every example: what hides in them stands out."""
     return NOISE
 
 
-def prose(rng: random.Random) -> Sequence[str]:
+def prose(rng: Random) -> Sequence[str]:
     """Python's reference manual as it comes with Python, from a random sentence on; another text in another version."""
     sentences = _manual()
     start = rng.randrange(len(sentences))
@@ -53,12 +69,13 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(sorted(set(re.findall(r"(?<= )[a-z]{4,8}(?= )", " ".join(_manual())))))
 
 
-def draw_keys(rng: random.Random, number: int) -> list[str]:
-    """Different keys of two words, such as "silver owl"."""
-    return rng.sample([f"{colour} {thing}" for colour in COLOURS for thing in THINGS], number)
+def draw_keys(rng: Random, number: int) -> list[str]:
+    """At most 26 keys of two words, such as "silver owl", no two with the same second word."""
+    colours = cycle(rng.sample(COLOURS, len(COLOURS)))
+    return [f"{colour} {thing}" for colour, thing in zip(colours, rng.sample(BEASTS + THINGS, number), strict=False)]
 
 
-def draw_numbers(rng: random.Random, number: int, digits: int) -> list[str]:
+def draw_numbers(rng: Random, number: int, digits: int) -> list[str]:
     """Different numbers, as text, of so many digits."""
     return [str(n) for n in rng.sample(range(10 ** (digits - 1), 10**digits), number)]
 
@@ -66,7 +83,7 @@ def draw_numbers(rng: random.Random, number: int, digits: int) -> list[str]:
 def bury(
     needles: Sequence[str],
     hay: Sequence[str],
-    rng: random.Random,
+    rng: Random,
     tokens: int,
     count: Callable[[str], int],
     head: str = "",

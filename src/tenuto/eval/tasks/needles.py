@@ -83,7 +83,7 @@ class MultiKey(_Needles):
 
 
 class MultiValue(_Needles):
-    """RULER's niah_multivalue; a solved question comes first, so that the model gives all the numbers."""
+    """RULER's niah_multivalue."""
 
     __slots__ = ()
     name = "niah_multivalue"
@@ -91,12 +91,7 @@ class MultiValue(_Needles):
     values = 2
 
     def ask(self, keys: Sequence[str]) -> str:
-        solved = _two_codes("gray pond") + " 30517 and 82466."
-        return solved + _two_codes(keys[0])
-
-
-def _two_codes(key: str) -> str:
-    return f"\n\nQuestion: What are the two codes of the {key}?\nAnswer: The codes of the {key} are"
+        return f"\n\nQuestion: What are the two codes of the {keys[0]}?\nAnswer: The two codes of the {keys[0]} are"
 
 
 class MultiQuery(_Needles):

@@ -4,6 +4,7 @@ once, and what its later questions need must not have been thrown away for the f
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from tenuto.eval.tasks.haystack import bury, draw_keys, draw_numbers, noise
 from tenuto.eval.tasks.needles import DIGITS, code_sentence
@@ -13,28 +14,31 @@ __all__ = ["MultiTurn"]
 
 
 class MultiTurn(TextTask):
-    """A key-value store and needles, in repeated sentences; questions about the store and the needles in turn."""
+    """A key-value store and needles, in repeated sentences; questions about the store and the needles in turn.
+
+    Class attributes: ``records`` of the store; ``needles``; ``asked``, questions about each.
+    """
 
     __slots__ = ()
     name = "multi_turn"
     source = "SCBench (https://arxiv.org/abs/2412.10319)"
     summary = "Four questions on one text: two on its key-value store, two on its needles."
-    records = 8
-    needles = 4
-    asked = 2
+    records: ClassVar[int] = 3
+    needles: ClassVar[int] = 3
+    asked: ClassVar[int] = 2
 
     def make(self, seed: int, tokens: int, count: Callable[[str], int]) -> Example:
         rng = self.random(seed)
         keys = draw_keys(rng, self.records + self.needles)
         codes = dict(zip(keys, draw_numbers(rng, len(keys), DIGITS), strict=True))
         stored, told = keys[: self.records], keys[self.records :]
-        store = "\n{" + ", ".join(f'"{key}": "{codes[key]}"' for key in stored) + "}\n"
+        store = "\n" + "\n".join(f"Record {key}: {codes[key]}" for key in stored) + "\n"
         pieces = [store, *(code_sentence(key, codes[key]) for key in told)]
         context = bury(rng.sample(pieces, len(pieces)), noise(rng), rng, tokens, count)
         questions = []
         for record, needle in zip(rng.sample(stored, self.asked), rng.sample(told, self.asked), strict=True):
             asks = {
-                record: f'\n\nQuestion: What is stored under "{record}"?\nAnswer: "{record}": "',
+                record: f"\n\nFrom the records:\nRecord {record}:",
                 needle: f"\n\nQuestion: What is the code of the {needle}?\nAnswer: The code of the {needle} is",
             }
             for key, text in asks.items():

@@ -1,11 +1,10 @@
 """Variable tracking, after RULER (https://arxiv.org/abs/2404.06654, section 3): follow a chain of assignments through a
-long text and name every variable of it. RULER has four hops; the default here is what a small model can do."""
+long text and name its variables. RULER has four hops; a model of 135M parameters can follow one."""
 
 from __future__ import annotations
 
-import string
-from collections.abc import Callable
-from random import Random
+from collections.abc import Callable, Sequence
+from string import ascii_uppercase
 from typing import ClassVar
 
 from tenuto.eval.tasks.haystack import bury, draw_numbers, noise
@@ -15,37 +14,32 @@ __all__ = ["Variables"]
 
 
 class Variables(TextTask):
-    """A chain of assignments in repeated sentences, with a solved chain at the head of the context, as in RULER.
+    """One chain of assignments in repeated sentences; as in RULER, a solved chain stands at the head of the context.
 
-    Class attribute: ``hops``, assignments after the first.
+    Class attribute: ``hops``, assignments of a variable to a variable.
     """
 
     __slots__ = ()
     name = "vt"
     source = "RULER (https://arxiv.org/abs/2404.06654)"
     summary = "All variables that hold a number, one assigned to the next."
-    hops: ClassVar[int] = 2
+    hops: ClassVar[int] = 1
 
     def make(self, seed: int, tokens: int, count: Callable[[str], int]) -> Example:
         rng = self.random(seed)
-        names = _names(rng, 2 * (self.hops + 1))
-        shown, value = draw_numbers(rng, 2, 5)
-        first, chain = names[: len(names) // 2], names[len(names) // 2 :]
-        head = " ".join([*_assignments(first, shown)]) + self._ask(shown) + f" {', '.join(first)}.\n\n"
-        hay = noise(rng)
-        context = bury(_assignments(chain, value), hay, rng, tokens, count, head)
-        most = 6 * len(chain)
-        return Example(
-            context=context, questions=(Question(text=self._ask(value), answers=tuple(chain), most_tokens=most),)
-        )
+        triples = [a + b + c for a in ascii_uppercase for b in ascii_uppercase for c in ascii_uppercase]
+        names = rng.sample(triples, 2 * (self.hops + 1))
+        shown, chain = names[: self.hops + 1], names[self.hops + 1 :]
+        solved, value = draw_numbers(rng, 2, 5)
+        listed = "\n".join(f"{n}. Variable {name}" for n, name in enumerate(shown, 1)).removeprefix("1. Variable")
+        head = " ".join(_assignments(shown, solved)) + self._ask(solved) + listed + "\n\n"
+        context = bury(_assignments(chain, value), noise(rng), rng, tokens, count, head)
+        question = Question(text=self._ask(value), answers=tuple(chain), most_tokens=9 * len(chain))
+        return Example(context=context, questions=(question,))
 
     def _ask(self, value: str) -> str:
-        return f"\n\nQuestion: Which {self.hops + 1} variables are {value}?\nAnswer: The variables that are {value} are"
+        return f"\n\nThe {self.hops + 1} variables that hold {value}, in the order of the text:\n1. Variable"
 
 
-def _names(rng: Random, number: int) -> list[str]:
-    return ["".join(rng.choices(string.ascii_uppercase, k=3)) for _ in range(number)]
-
-
-def _assignments(names: list[str], value: str) -> list[str]:
+def _assignments(names: Sequence[str], value: str) -> list[str]:
     return [f"Variable {name} is {held}." for name, held in zip(names, [value, *names], strict=False)]

@@ -35,7 +35,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     if bits == 3:
         return torch.cat([pack(codes & 3, 2), pack(codes >> 2, 1)], -1)
     parts = codes.unflatten(-1, (-1, 8 // bits)).unbind(-1)
-    packed = parts[0].clone()
+    packed: torch.Tensor = parts[0].clone()
     for number, part in enumerate(parts[1:], 1):
         packed |= part << (number * bits)
     return packed
@@ -69,7 +69,8 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
         two, one = packed.split([packed.shape[-1] // 3 * 2, packed.shape[-1] // 3], -1)
         return unpack(two, 2) | unpack(one, 1) << 2
     places = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    return spread(packed, bits)[0] >> places.repeat(packed.shape[-1])
+    codes: torch.Tensor = spread(packed, bits)[0] >> places.repeat(packed.shape[-1])
+    return codes
 
 
 def rounded(x: torch.Tensor, axis: int, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -94,6 +95,7 @@ class Groups(Codec):
     bits: int = 2
     group: int = 32
     residual: int = 32
+    shared: ClassVar[str] = "key_scales"
 
     @property
     def page(self) -> int:  # type: ignore[override]
@@ -107,8 +109,10 @@ class Groups(Codec):
             )
 
     def entry_bytes(self, head_dim: int, itemsize: int) -> float:
-        scales = 2 * itemsize * (head_dim / self.group + head_dim / self.page)
-        return 2 * head_dim * self.bits / 8 + 4 + scales
+        return 2 * head_dim * self.bits / 8 + 4 + 2 * itemsize * head_dim / self.group
+
+    def page_bytes(self, head_dim: int, itemsize: int) -> float:
+        return 2 * itemsize * head_dim
 
     def encode(
         self, keys: torch.Tensor, values: torch.Tensor, *, classes: torch.Tensor | None, queries: torch.Tensor | None
@@ -142,24 +146,23 @@ class Groups(Codec):
         """
         pages, apart = slice(start // self.group, stop // self.group), start % self.group or stop % self.group
         thinned = any(len(code["page"]) < len(code["key_scales"]) * self.group for code in codes)
-        if apart or thinned or query[0, ..., 0].numel() > FEW:
+        if apart or thinned or query.shape[1] > FEW:
             return Codec.logits(self, codes, query, start, stop)
-        rows = query.flatten(1, 2).float()
+        rows = query.float()
         low, step = torch.stack([code["key_scales"][pages] for code in codes]).float().unbind(2)
         packed, place = spread(torch.stack([code["keys"][start:stop] for code in codes]), self.bits)
         scaled = ((rows * place)[:, None] * step[:, :, None]).flatten(0, 1)
         lows = (low @ rows.mT).flatten(0, 1)[..., None]
         found = torch.baddbmm(lows, scaled, packed.float().view(len(lows), self.group, -1).mT)
-        return (
-            found.view(*low.shape[:2], *found.shape[1:]).transpose(1, 2).reshape(*query.shape[:3], -1).to(query.dtype)
-        )
+        found = found.view(*low.shape[:2], *found.shape[1:]).transpose(1, 2)
+        return found.flatten(2).to(query.dtype)
 
     def mix(self, codes: Sequence[Code], attention: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """``a · (low + code * step) = a · low + (a * step) · code``: the step goes into the attention.
 
         One product of all groups' steps with all channels, of which each group takes its own.
         """
-        rows, groups = attention.flatten(1, 2).float(), codes[0]["value_scales"].shape[1]
+        rows, groups = attention.float(), codes[0]["value_scales"].shape[1]
         if rows.shape[1] * groups > FEW:
             return Codec.mix(self, codes, attention, start, stop)
         low, step = torch.stack([code["value_scales"][:, :, start:stop] for code in codes], 1).float()
@@ -167,7 +170,7 @@ class Groups(Codec):
         every = (rows[:, None] * step[:, :, None]).flatten(1, 2) @ packed.float()
         own = every.view(len(codes), groups, -1, groups, self.group).diagonal(0, 1, 3).mT
         mixed = torch.addcmul((rows @ low.mT)[..., None], own, place.view(groups, self.group))
-        return mixed.view(*attention.shape[:3], -1).to(attention.dtype)
+        return mixed.flatten(2).to(attention.dtype)
 
     def take(self, code: Code, index: torch.Tensor) -> Code:
         pages, page = code["page"][index].unique_consecutive(return_inverse=True)

@@ -59,6 +59,7 @@ class Mixed(Codec):
     low: int
     scales: ClassVar[int]
     channels: ClassVar[int]
+    shared: ClassVar[str] = "channels"
 
     @abstractmethod
     def split(self, keys: torch.Tensor, values: torch.Tensor, bits: int, others: tuple[torch.Tensor, ...]) -> Split:
@@ -77,8 +78,10 @@ class Mixed(Codec):
             raise PolicyError(f"Codes of {self.high} and {self.low} bits need a head size divisible by 8: {head_dim}.")
 
     def entry_bytes(self, head_dim: int, itemsize: int) -> float:
-        scales = (self.scales + 2 * self.channels * head_dim / self.page) * itemsize
-        return 2 * head_dim * self.high / 8 + 5 + scales
+        return 2 * head_dim * self.high / 8 + 5 + self.scales * itemsize
+
+    def page_bytes(self, head_dim: int, itemsize: int) -> float:
+        return 2 * self.channels * head_dim * itemsize  # both classes
 
     def encode(
         self, keys: torch.Tensor, values: torch.Tensor, *, classes: torch.Tensor | None, queries: torch.Tensor | None

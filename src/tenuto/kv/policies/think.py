@@ -39,6 +39,7 @@ class ThinKeys(Codec):
     page: int = 32
     residual: int = 32
     probes: int = 32
+    shared: ClassVar[str] = "mask"
 
     def kept(self, head_dim: int) -> int:
         """Channels kept of so many, at least one."""
@@ -49,7 +50,10 @@ class ThinKeys(Codec):
             raise PolicyError(f"think needs a head size divisible by 8, and this model's is {head_dim}.")
 
     def entry_bytes(self, head_dim: int, itemsize: int) -> float:
-        return (self.kept(head_dim) + head_dim) * itemsize + 4 + head_dim / 8
+        return (self.kept(head_dim) + head_dim) * itemsize + 4
+
+    def page_bytes(self, head_dim: int, itemsize: int) -> float:
+        return head_dim / 8
 
     def encode(
         self, keys: torch.Tensor, values: torch.Tensor, *, classes: torch.Tensor | None, queries: torch.Tensor | None
