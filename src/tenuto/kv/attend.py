@@ -115,7 +115,7 @@ def _segments(
             numbers = torch.arange(start, start + some.shape[2], device=query.device)
             for segment, mine in zip(segments, attention, strict=True):
                 observer(segment, mine, numbers if at is None else at[numbers])
-    return torch.cat(parts, 2)
+    return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
 
 
 def _plain(query: torch.Tensor, part: Entries, scaling: float) -> torch.Tensor:

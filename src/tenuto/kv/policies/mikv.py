@@ -108,17 +108,19 @@ class Mixed(Codec):
         first = int(code["low"][:start].sum())
         last = first + int(low.sum())
         high = unpack(code[f"high_{name}"][start - first : stop - last], self.high)
-        found = high.new_empty(len(low), high.shape[1])
-        found[~low], found[low] = high, unpack(code[f"low_{name}"][first:last], self.low)
-        return found
+        both = torch.cat([high, unpack(code[f"low_{name}"][first:last], self.low)])
+        return both.index_select(0, torch.where(low, low.cumsum(0) + len(high), (~low).cumsum(0)) - 1)
+
+    def _channels(self, code: Code, start: int, stop: int) -> torch.Tensor:
+        return code["channels"].float().index_select(0, code["group"][start:stop])
 
     def keys(self, code: Code, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-        channels = code["channels"].float()[code["group"][start:stop]]
-        return self.keys_of(self._codes(code, "keys", start, stop), code["scales"][start:stop], channels).to(dtype)
+        codes, channels = self._codes(code, "keys", start, stop), self._channels(code, start, stop)
+        return self.keys_of(codes, code["scales"][start:stop], channels).to(dtype)
 
     def values(self, code: Code, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-        channels = code["channels"].float()[code["group"][start:stop]]
-        return self.values_of(self._codes(code, "values", start, stop), code["scales"][start:stop], channels).to(dtype)
+        codes, channels = self._codes(code, "values", start, stop), self._channels(code, start, stop)
+        return self.values_of(codes, code["scales"][start:stop], channels).to(dtype)
 
     def take(self, code: Code, index: torch.Tensor) -> Code:
         groups, group = code["group"][index].unique(return_inverse=True)
