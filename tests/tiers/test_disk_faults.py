@@ -154,6 +154,7 @@ print([tier.get(key) is not None for key in ("before", "large-0", "after")], len
 def test_a_disk_that_takes_no_more_loses_nothing(tmp_path: Path, start: Start) -> None:
     assert finish(start(FULL, tmp_path)).splitlines() == ["refused"] * 3 + ["[True, False, True] 0"]
     with DiskTier(tmp_path, capacity=1 << 30) as tier:
+        assert tier.bytes_used() < 91_000  # of the pages refused nothing is left
         assert tier.keys() == ["before", "after"] and tier.get("after") == b"z" * 40_000
 
 

@@ -14,7 +14,6 @@ folder just opened has the order in which pages were written. No clock is read.
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -58,9 +57,8 @@ class DiskTier(Tier):
     ) -> None:
         if capacity <= 0 or segment_bytes <= 0:
             raise InputError(f"A disk tier of {capacity} bytes in segments of {segment_bytes}. Give more than zero.")
-        self.folder, self.capacity, self.durable = Path(folder), capacity, durable
-        self.segment_bytes = min(segment_bytes, capacity // 8)
-        self.lock_timeout = lock_timeout
+        self.folder, self.capacity, self.segment_bytes = Path(folder), capacity, min(segment_bytes, capacity // 8)
+        self.durable, self.lock_timeout = durable, lock_timeout
         self._index = Index(self.folder)
         self._mine = ""  # the segment this object appends to
         self._mutex = threading.RLock()
@@ -120,10 +118,9 @@ class DiskTier(Tier):
             self._evict(key)
 
     def bytes_used(self) -> int:
-        with self._mutex:
-            with suppress(OSError):
-                self._index.refresh()
-            return self._index.bytes_used()
+        with self._mutex, suppress(OSError):
+            self._index.refresh()
+        return self._index.bytes_used()
 
     def prune(self, limit: int) -> int:
         """Drop the least recently used pages until at most ``limit`` bytes are used; the bytes freed.
@@ -145,11 +142,7 @@ class DiskTier(Tier):
         return list(self._index.places)
 
     def verify(self) -> Iterator[Damage]:
-        """Read every living record and yield those that are damaged. What a killed writer left unfinished is none.
-
-        Raises:
-            OSError: the folder cannot be read.
-        """
+        """Read every living record and yield the damaged ones, as :func:`segment.damage` does for one file."""
         for path in sorted(self.folder.glob("*.seg")):
             with suppress(FileNotFoundError):  # compacted meanwhile
                 yield from segment.damage(path)
@@ -161,15 +154,12 @@ class DiskTier(Tier):
                 self._index.refresh()
                 yield
         except OSError as error:
-            raise StoreError(
-                f"The store {self.folder} was not changed: {error.strerror}. Make room or give another folder."
-            ) from error
+            why = f"{error.strerror}. Make room or give another folder."
+            raise StoreError(f"The store {self.folder} was not changed: {why}") from error
 
     def _append(self, key: str, packed: bytes) -> None:
-        extent = self._index.extents.get(self._mine)
-        if extent is None or extent.end != extent.size or extent.size + len(packed) > self.segment_bytes:
-            numbers = [int(name[:10]) for name in self._index.extents if name[:10].isdigit()]
-            self._mine = f"{max(numbers, default=0) + 1:010d}-{secrets.token_hex(4)}.seg"  # names sort by age
+        if not self._index.takes(self._mine, len(packed), self.segment_bytes):
+            self._mine = self._index.new_name()
             segment.create(self.folder / self._mine, self.durable)
         segment.append(self.folder / self._mine, packed, self.durable)
         self._index.refresh()
@@ -192,11 +182,9 @@ class DiskTier(Tier):
             self._mine = ""
         for key, places in list(self._index.places.items()):
             for place in [place for place in places if place.segment == name]:
-                data = None
                 with suppress(StoreError):  # damaged: not copied
-                    data = segment.read(self.folder, place, key)
-                if data is not None:
-                    self._append(key, record.pack(key, data))
+                    if (data := segment.read(self.folder, place, key)) is not None:
+                        self._append(key, record.pack(key, data))
         (self.folder / name).unlink()
         self._index.refresh()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -84,6 +85,16 @@ class Index:
         """The segment with the most bytes to gain, None if none is at least half dead."""
         wasteful = [name for name, extent in self.extents.items() if 2 * extent.live <= extent.size]
         return max(wasteful, key=lambda name: self.extents[name].size - self.extents[name].live, default=None)
+
+    def takes(self, name: str, more: int, limit: int) -> bool:
+        """Whether a segment has room for ``more`` bytes and ends in a whole record."""
+        extent = self.extents.get(name)
+        return extent is not None and extent.end == extent.size and extent.size + more <= limit
+
+    def new_name(self) -> str:
+        """A name for a new segment; names sort by age."""
+        numbers = [int(name[:10]) for name in self.extents if name[:10].isdigit()]
+        return f"{max(numbers, default=0) + 1:010d}-{secrets.token_hex(4)}.seg"
 
 
 def _sizes(folder: Path) -> dict[str, int]:
