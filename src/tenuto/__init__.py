@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from tenuto.diffusion.policies.first_block import FirstBlock
     from tenuto.diffusion.policies.taylorseer import TaylorSeer
     from tenuto.diffusion.policies.teacache import TeaCache
-    from tenuto.errors import AttachError, CalibrationError, InputError, ModelError, PolicyError, TenutoError
+    from tenuto.errors import (
+        AttachError,
+        CalibrationError,
+        InputError,
+        ModelError,
+        PolicyError,
+        StoreError,
+        TenutoError,
+    )
     from tenuto.eval.run import Run
     from tenuto.kv.policies.adakv import AdaKV
     from tenuto.kv.policies.cake import Cake
@@ -73,6 +81,7 @@ _HOMES = {
     "Run": "tenuto.eval.run",
     "Scissorhands": "tenuto.kv.policies.scissorhands",
     "SnapKV": "tenuto.kv.policies.snapkv",
+    "StoreError": "tenuto.errors",
     "StreamingLLM": "tenuto.kv.policies.streaming_llm",
     "TaylorSeer": "tenuto.diffusion.policies.taylorseer",
     "TeaCache": "tenuto.diffusion.policies.teacache",
@@ -110,6 +119,7 @@ __all__ = [
     "Run",
     "Scissorhands",
     "SnapKV",
+    "StoreError",
     "StreamingLLM",
     "TaylorSeer",
     "TeaCache",

@@ -5,6 +5,7 @@
     ├── AttachError            the model has no blocks to cache, or is attached already
     ├── CalibrationError       a profile is missing, broken, or made for another model
     ├── ModelError             a model folder is missing or its files are damaged
+    ├── StoreError             a page of a store is damaged, or could not be stored
     └── InputError             a number or a path that cannot be used
 
 A message says what was given, what is allowed and what to do. The command line prints it as one line and exits with 2.
@@ -15,7 +16,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["AttachError", "CalibrationError", "InputError", "ModelError", "PolicyError", "TenutoError", "closest"]
+__all__ = [
+    "AttachError",
+    "CalibrationError",
+    "InputError",
+    "ModelError",
+    "PolicyError",
+    "StoreError",
+    "TenutoError",
+    "closest",
+]
 
 
 class TenutoError(Exception):
@@ -36,6 +46,10 @@ class CalibrationError(TenutoError):
 
 class ModelError(TenutoError):
     """A model folder is missing or its files are damaged."""
+
+
+class StoreError(TenutoError):
+    """A page of a store is damaged, or could not be stored."""
 
 
 class InputError(TenutoError):
