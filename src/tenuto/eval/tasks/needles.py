@@ -1,17 +1,16 @@
 """Needles in a haystack, after RULER (https://arxiv.org/abs/2404.06654, section 3): find numbers hidden in a long text.
 
 Wording, keys and haystacks are our own. The settings are those that a model of 135M parameters can do: numbers of 5
-digits, not 7; two values and two queries, not four, and these two tasks in repeated sentences, not in prose.
+digits, not 7; two values and two queries, not four, and repeated sentences as the haystack of every task, not prose.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from random import Random
 from typing import ClassVar
 
-from tenuto.eval.tasks.haystack import bury, draw_keys, draw_numbers, noise, prose
+from tenuto.eval.tasks.haystack import bury, draw_keys, draw_numbers, noise
 from tenuto.eval.tasks.text import Example, Question, TextTask
 
 __all__ = ["DIGITS", "MultiKey", "MultiQuery", "MultiValue", "Single", "code_sentence"]
@@ -42,14 +41,10 @@ class _Needles(TextTask):
         told = [(key, number) for key in keys for number in (numbers.pop() for _ in range(self.values))]
         answers = tuple(number for key, number in told if key in keys[: self.asked])
         needles = [code_sentence(key, number) for key, number in rng.sample(told, len(told))]
-        context = bury(needles, self.hay(rng), rng, tokens, count)
+        context = bury(needles, noise(rng), rng, tokens, count)
         question = self.ask(keys[: self.asked])
         most = DIGITS + 4 if len(answers) == 1 else (DIGITS + 9) * len(answers)
         return Example(context=context, questions=(Question(text=question, answers=answers, most_tokens=most),))
-
-    def hay(self, rng: Random) -> Sequence[str]:
-        """Sentences to hide in."""
-        return noise(rng)
 
     @abstractmethod
     def ask(self, keys: Sequence[str]) -> str:
@@ -72,14 +67,11 @@ class MultiKey(_Needles):
 
     __slots__ = ()
     name = "niah_multikey"
-    summary = "One of four numbers hidden in prose, found by its key."
+    summary = "One of four numbers hidden in repeated sentences, found by its key."
     keys = 4
 
-    def hay(self, rng: Random) -> Sequence[str]:
-        return prose(rng)
-
     def ask(self, keys: Sequence[str]) -> str:
-        return f"\n\nQuestion: What is the code of the {keys[0]}?\nAnswer: The code of the {keys[0]} is"
+        return f"\n\nFrom the text: The code of the {keys[0]} is"
 
 
 class MultiValue(_Needles):

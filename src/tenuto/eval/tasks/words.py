@@ -71,5 +71,5 @@ class FrequentWords(TextTask):
         drawn = rng.choices(words, [rank**-self.alpha for rank in range(1, len(words) + 1)], k=tokens + 1)
         context = longest(lambda n: " ".join(drawn[: n + 1]), tokens, count)
         answers = tuple(word for word, _ in Counter(context.split()).most_common(self.asked))
-        text = "\n\nQuestion: Which word comes most often in the text?\nAnswer: The most frequent word is"
+        text = "\n\nQuestion: Which word comes most often in the text?\nAnswer: The word that comes most often is"
         return Example(context=context, questions=(Question(text=text, answers=answers, most_tokens=8 * self.asked),))
