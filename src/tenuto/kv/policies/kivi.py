@@ -2,7 +2,7 @@
 
 Keys have a few channels of large size, values have not: a key channel shares one scale over ``group`` tokens, and
 ``group`` channels of a value share one scale. The codes of a token are packed into bytes, channel by channel, so that
-evicting a token moves codes and never decodes and rounds again. Attention decodes a block of entries at a time.
+evicting a token moves codes and never decodes and rounds again. Attention multiplies with codes.
 
 What it does not do: it evicts nothing (``snapkv+kivi`` does both), and its scales are in the model's own dtype.
 ``residual`` entries are always whole, and up to ``group`` more until a page is full.
