@@ -59,7 +59,13 @@ class KVJob:
 
     def settings(self) -> dict[str, Any]:
         """What a record tells of it."""
-        return {"examples": self.examples, "seed": self.seed, "question": self.question, "decoded": self.decoded}
+        return {
+            "tasks": ", ".join(self.tasks),
+            "examples": self.examples,
+            "seed": self.seed,
+            "question": self.question,
+            "decoded": self.decoded,
+        }
 
 
 def read_lengths(given: str) -> tuple[int, ...]:

@@ -56,6 +56,10 @@ def test_rows_and_report(tiny_language: Path, tmp_path: Path) -> None:
     assert "knorm+kivi" in write_report(tmp_path).read_text()
     with pytest.raises(InputError, match=r"another job \(examples: 2, now 3\)"):
         kv.bench(str(tiny_language), ROWS, tmp_path, replace(job, examples=3))
+    with pytest.raises(InputError, match=r"another job \(tasks: niah_single, multi_turn, perplexity, now passkey\)"):
+        kv.bench(str(tiny_language), ROWS, tmp_path, replace(job, tasks=("passkey",)))
+    with pytest.raises(InputError, match=r"another job \(every: None, now 8\)"):
+        kv.bench(str(tiny_language), [replace(ROWS[0], every=8)], tmp_path, job)
 
 
 def test_a_run_that_was_cut_off_goes_on(tiny_language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,11 +106,12 @@ def bench(
 def _same_job(out: Path, mine: KVRun) -> None:
     """Records of another job would end in one table with these: refuse before any work."""
     for run in read_kv_runs(out) if out.is_dir() else []:
-        told = {"model weights": run.fingerprint, **run.settings}
-        for key, value in {"model weights": mine.fingerprint, **mine.settings}.items():
-            if told.get(key) != value:
+        told, now = ({"model weights": it.fingerprint, **it.settings} for it in (run, mine))
+        for key in {**now, **told}:
+            if told.get(key) != now.get(key):
                 raise InputError(
-                    f"{out} holds records of another job ({key}: {told.get(key)}, now {value}). Give another --out."
+                    f"{out} holds records of another job ({key}: {told.get(key)}, now {now.get(key)}). "
+                    "Give another --out."
                 )
 
 
