@@ -6,14 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tenuto.budget import MemoryBudget
 from tenuto.errors import InputError, ModelError
 from tenuto.eval.language import LanguageModel, check_length, load_language
-from tenuto.kv.attach import AttachedRun, attach
+from tenuto.eval.reading import Entry, attached, new_cache, plain_bytes
+from tenuto.kv.attach import AttachedRun
 from tenuto.kv.policy import KVMethod
 
 __all__ = ["Chat", "conversation", "read_prompt"]
@@ -49,10 +49,8 @@ class Chat:
     """
 
     def __init__(self, language: LanguageModel, run: AttachedRun | None, most: int) -> None:
-        from transformers import DynamicCache
-
         self.language, self.run, self.most = language, run, most
-        self.cache: Any = run.cache() if run else DynamicCache(config=language.model.config)
+        self.cache = new_cache(language, run)
         self.turns: list[dict[str, str]] = []
         self.text = ""
         self.seen: list[int] = []
@@ -99,7 +97,7 @@ class Chat:
         """One sentence: tokens, times, bytes held and saved."""
         times = f"first token after {self.first:.2f} s, then {1000 * self.each:.0f} ms per token"
         if self.run is None:
-            size = sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
+            size = plain_bytes(self.cache)
             return f"{len(self.seen)} tokens seen; the cache holds {size / MEBI:.2f} MiB, nothing saved; {times}."
         held, full = self.cache.bytes_held, self.cache.bytes_full
         return (
@@ -129,8 +127,5 @@ def conversation(
         AttachError, InputError, PolicyError: as :func:`tenuto.attach`.
     """
     language = load_language(model, device)
-    if policy is None or budget is None:
-        yield Chat(language, None, most)
-        return
-    with attach(language.model, policy, budget=budget, every=every) as run:
+    with attached(language, Entry(policy=policy, budget=budget, every=every)) as run:
         yield Chat(language, run, most)

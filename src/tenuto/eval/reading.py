@@ -19,7 +19,7 @@ from tenuto.eval.speed import synchronise
 from tenuto.kv.attach import AttachedRun, attach
 from tenuto.kv.policy import KVMethod
 
-__all__ = ["Entry", "Held", "Reading", "attached", "reading"]
+__all__ = ["Entry", "Held", "Reading", "attached", "new_cache", "plain_bytes", "reading"]
 
 BINS = 64
 
@@ -71,11 +71,9 @@ class Reading:
     """
 
     def __init__(self, language: LanguageModel, run: AttachedRun | None, context: torch.Tensor) -> None:
-        from transformers import DynamicCache
-
         self.language, self.run = language, run
         self.tokens = context.shape[1]
-        self.cache: Any = run.cache() if run else DynamicCache(config=language.model.config)
+        self.cache = new_cache(language, run)
         synchronise(language.device)
         start = time.perf_counter()
         self.logits = self._call(context, self.cache)
@@ -138,8 +136,7 @@ class Reading:
     def held(self) -> Held:
         """What the cache holds."""
         if self.run is None:
-            layers = [(layer.keys, layer.values) for layer in self.cache.layers]
-            size = sum(tensor.nbytes for pair in layers for tensor in pair)
+            size = plain_bytes(self.cache)
             return Held(bytes_held=size, bytes_full=size, peak_bytes=size, heads=[], survivors=[])
         cache = self.cache
         heads = [[count / self.tokens for count in rows[0]] for rows in cache.counts()]
@@ -159,6 +156,18 @@ class Reading:
             kept[numbers] = 1
         edges = torch.linspace(0, self.tokens, min(BINS, self.tokens) + 1).long().tolist()
         return [float(kept[a:b].mean()) for a, b in pairwise(edges)]
+
+
+def new_cache(language: LanguageModel, run: AttachedRun | None) -> Any:
+    """An empty cache: the attached policy's, or transformers' DynamicCache."""
+    from transformers import DynamicCache
+
+    return run.cache() if run else DynamicCache(config=language.model.config)
+
+
+def plain_bytes(cache: Any) -> int:
+    """Bytes of keys and values in a DynamicCache."""
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
 def attached(language: LanguageModel, entry: Entry) -> AbstractContextManager[AttachedRun | None]:
