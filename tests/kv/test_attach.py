@@ -209,3 +209,33 @@ def test_bytes_are_those_of_the_tensors() -> None:
         assert run.summary()["peak_bytes"] >= run.bytes_held
         model.generate(tokens(100), max_new_tokens=3, use_cache=False)
     gc.collect()
+
+
+def test_a_filled_cache_goes_on_as_one_that_saw_the_tokens() -> None:
+    model, prompt, rest = TinyLM(), tokens(48, rows=2), tokens(7, rows=2, seed=1)
+    given = torch.ones(2, 48, dtype=torch.int64)
+    given[1, :5] = 0
+    mask = torch.cat([given, torch.ones_like(rest)], 1)
+    with attach(model, Knorm(), budget=MemoryBudget.keep(1.0)) as run, torch.no_grad():
+        seen = run.cache()
+        where = (given.cumsum(-1) - 1).clamp(min=0)
+        model(prompt, attention_mask=given, position_ids=where, past_key_values=seen)
+        layers = []
+        for layer in seen.engine:
+            held = layer.held
+            assert held is not None
+            keys, values = torch.zeros(2, 2, 2, 48, 32)
+            for segment, length in enumerate(held.store.lengths):
+                row, head = divmod(segment, 2)
+                keys[row, head, 48 - length :] = held.store.entries(segment).keys
+                values[row, head, 48 - length :] = held.store.entries(segment).values
+            layers.append((keys, values))
+        filled = run.cache()
+        filled.fill(prompt.masked_fill(given == 0, -1), where, layers)
+        assert filled.bytes_held == seen.fork().bytes_held and filled.sequences.seen == [48, 43]
+        where = where[:, -1:] + 1 + torch.arange(7)
+        expected = model(rest, attention_mask=mask, position_ids=where, past_key_values=seen.fork()).logits
+        found = model(rest, attention_mask=mask, position_ids=where, past_key_values=filled).logits
+        assert torch.equal(found, expected)
+        with pytest.raises(AttachError, match="empty cache"):
+            filled.fill(prompt, prompt, layers)

@@ -149,7 +149,7 @@ class AttachedRun:
         if self.deferred is not None and cache not in self.deferred:
             self.deferred.append(cache)
         cache.begin(given.shape[0], given.shape[1], mask, positions, given.device)
-        if self.blocks.scorer.observes == "replay":
+        if cache.keeps_tokens:
             cache.note(ids)
         token = _current.set(cache)
         try:

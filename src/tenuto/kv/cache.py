@@ -122,6 +122,40 @@ class KVCache(Cache):  # type: ignore[misc]
         elif self.pending and not (self.deferred or self.recording):
             self.compress()
 
+    @torch.no_grad()
+    def fill(self, tokens: torch.Tensor, positions: torch.Tensor, layers: Sequence[tuple[torch.Tensor, ...]]) -> None:
+        """Hold entries that were computed elsewhere, as if this cache had seen their tokens; it must be empty.
+
+        What it keeps of them is decided when the next prefill ends.
+
+        Args:
+            tokens: ids ``[batch, columns]``, -1 for padding on the left; positions: RoPE positions, of the same shape.
+            layers: per layer, keys after RoPE and values, ``[batch, kv_heads, columns, head_dim]`` each.
+
+        Raises:
+            AttachError: the cache holds something, or has layers that slide (these hold a window only).
+        """
+        if self.sequences.columns or len(self.engine) < len(self.layers):
+            raise AttachError(
+                "Only an empty cache of a model whose layers all attend in full can be filled: start with run.cache()."
+            )
+        batch, columns = tokens.shape
+        ids, where = tokens.to(torch.int32), positions.to(torch.int32)
+        valid = None if bool((ids >= 0).all()) else ids >= 0
+        index = torch.arange(columns, device=tokens.device, dtype=torch.int32)
+        rows = self.sequences
+        rows.columns, rows.positions = columns, where
+        rows.seen = [columns] * batch if valid is None else [int(n) for n in valid.sum(-1)]
+        rows.tokens = ids if self.keeps_tokens else ids[:, :0].clone()
+        for layer, (keys, values) in zip(self.engine, layers, strict=True):
+            layer.hold(keys, values, index, valid)
+        self.since = columns
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether the ids of all tokens must be remembered."""
+        return self.policy.scorer.observes == "replay"
+
     @property
     def joint(self) -> bool:
         """Whether layers must wait for each other."""

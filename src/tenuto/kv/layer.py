@@ -102,6 +102,11 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         held.store.append(key, value, step.index, step.valid)
         return held
 
+    def hold(self, keys: torch.Tensor, values: torch.Tensor, index: torch.Tensor, valid: torch.Tensor | None) -> None:
+        """Hold entries that this layer has not computed; shapes as in :meth:`Store.append`."""
+        self.held = self._empty(keys, values)
+        self.held.store.append(keys, values, index, valid)
+
     def _empty(self, key: torch.Tensor, value: torch.Tensor) -> Held:
         rows, heads = key.shape[:2]
         part = Entries(key[0, 0, :0], value[0, 0, :0], torch.zeros(0, dtype=torch.int32, device=key.device))
