@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tenuto.diffusion.policy import FeaturePolicy, Recorder
     from tenuto.kv import attach as kv_attach
     from tenuto.kv.policy import KVMethod, KVPolicy
+    from tenuto.kv.reuse.prefix import PrefixStore
 
 __all__ = ["attach"]
 
@@ -34,7 +35,12 @@ def attach(
 ) -> AbstractContextManager[denoiser.AttachedRun]: ...
 @overload
 def attach(
-    target: Any, policy: KVMethod | KVPolicy, *, budget: MemoryBudget, every: int | None = None
+    target: Any,
+    policy: KVMethod | KVPolicy,
+    *,
+    budget: MemoryBudget,
+    every: int | None = None,
+    store: PrefixStore | None = None,
 ) -> AbstractContextManager[kv_attach.AttachedRun]: ...
 def attach(
     target: Any,
@@ -46,6 +52,7 @@ def attach(
     watcher: Recorder | None = None,
     budget: MemoryBudget | None = None,
     every: int | None = None,
+    store: PrefixStore | None = None,
 ) -> AbstractContextManager[Any]:
     """Run a model under a caching policy inside a ``with`` block.
 
@@ -53,7 +60,7 @@ def attach(
         target: for a diffusion policy a diffusers pipeline or transformer; for a KV policy a transformers decoder.
         policy: a policy of either family.
         profile, count_flops, shadow, watcher: for diffusion policies, see ``tenuto.diffusion.attach``.
-        budget, every: for KV policies, see ``tenuto.kv.attach``; a budget must be given.
+        budget, every, store: for KV policies, see ``tenuto.kv.attach``; a budget must be given.
 
     Raises:
         InputError: the policy is none, an argument is of the other family, or a KV policy came without a budget.
@@ -62,7 +69,7 @@ def attach(
     from tenuto.diffusion.policy import FeaturePolicy
 
     feature = {"profile": profile, "watcher": watcher, "shadow": shadow or None}
-    stored = {"budget": budget, "every": every}
+    stored = {"budget": budget, "every": every, "store": store}
     if isinstance(policy, FeaturePolicy):
         _refuse(policy, stored, "KV")
         from tenuto.diffusion.attach import attach as attach_features
@@ -81,7 +88,7 @@ def attach(
         )
     from tenuto.kv.attach import attach as attach_entries
 
-    return attach_entries(target, policy, budget=budget, every=every)
+    return attach_entries(target, policy, budget=budget, every=every, store=store)
 
 
 def _refuse(policy: Any, given: dict[str, Any], family: str) -> None:

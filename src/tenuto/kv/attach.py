@@ -38,6 +38,8 @@ from tenuto.kv.cache import KVCache
 from tenuto.kv.layer import KVLayer
 from tenuto.kv.models import Layout, find_layout
 from tenuto.kv.policy import Every, KVMethod, KVPolicy
+from tenuto.kv.reuse.prefix import PrefixStore
+from tenuto.kv.reuse.restore import Prefixes
 from tenuto.kv.saved import load, save
 from tenuto.restoring import put_until
 
@@ -61,12 +63,31 @@ class AttachedRun:
         self.policy, self.blocks, self.budget = policy, blocks, budget
         self.model = model
         self.layout = find_layout(model)
+        self.prefixes: Prefixes | None = None
         self.last: KVCache | None = None
         self.deferred: list[KVCache] | None = None
 
     def cache(self) -> KVCache:
         """A new, empty cache, to be given as ``past_key_values``: for several turns or questions on one cache."""
-        return KVCache(self.blocks, self.budget, self.layout, self._replay)
+        return KVCache(
+            self.blocks, self.budget, self.layout, self._replay, self.prefixes.keep if self.prefixes else None
+        )
+
+    def restore(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> KVCache:
+        """A cache that holds the longest prefix of a prompt that the store has; ``generate`` does this by itself.
+
+        Args:
+            ids: ``[batch, tokens]``; mask: of the same shape, for padding on the left. Give the model what comes after
+                the ``get_seq_length()`` columns of the cache.
+
+        Raises:
+            AttachError: no store is attached.
+        """
+        if self.prefixes is None:
+            raise AttachError("There is no store to restore from: attach(model, policy, budget=..., store=...).")
+        cache = self.cache()
+        self.prefixes.restore(cache, ids, mask)
+        return cache
 
     def save(self, path: Path | str, cache: KVCache | None = None) -> None:
         """Write a cache (by default the last one) to a file, for the same model and policy.
@@ -110,6 +131,7 @@ class AttachedRun:
             "bytes_full": full,
             "compression_ratio": full / held if held else 1.0,
             "peak_bytes": self.last.peak if self.last else 0,
+            "tokens_restored": self.prefixes.restored if self.prefixes else 0,
         }
 
     @contextmanager
@@ -258,6 +280,10 @@ def _wrap_generation(stack: ExitStack, run: AttachedRun) -> None:
     @wraps(prefill)
     def in_one(*args: Any, **kwargs: Any) -> Any:
         config = args[1] if len(args) > 1 else kwargs["generation_config"]
+        given = args[2] if len(args) > 2 else kwargs["model_kwargs"]
+        cache = given.get("past_key_values")
+        if run.prefixes and isinstance(cache, KVCache) and not cache.sequences.columns:
+            run.prefixes.restore(cache, args[0] if args else kwargs["input_ids"], given.get("attention_mask"))
         if config.prefill_chunk_size is None or run.deferred is not None:
             return prefill(*args, **kwargs)
         with run.prefill():
@@ -293,7 +319,12 @@ def _check(blocks: KVPolicy, budget: MemoryBudget, layout: Layout) -> None:
 
 @contextmanager
 def attach(
-    model: Any, policy: KVPolicy | KVMethod, *, budget: MemoryBudget, every: int | None = None
+    model: Any,
+    policy: KVPolicy | KVMethod,
+    *,
+    budget: MemoryBudget,
+    every: int | None = None,
+    store: PrefixStore | None = None,
 ) -> Iterator[AttachedRun]:
     """Run a transformers model under a KV policy inside a ``with`` block.
 
@@ -303,9 +334,12 @@ def attach(
         budget: what a cache may hold, for example ``MemoryBudget.keep(0.5)``.
         every: compress while decoding too, every so many tokens, so that the budget is never passed; by default as
             the policy says, which for most methods is at the end of every prefill only.
+        store: where prompts that were read before are found, and new ones are kept; ``generate`` asks it. It stays
+            open. What a policy throws away in this request is in the store all the same: prompts are kept whole.
 
     Raises:
-        AttachError: no such model, attention that is not standard, or attached already.
+        AttachError: no such model, attention that is not standard, attached already, or a store that a model of this
+            kind or this policy cannot use.
         InputError: the budget is below what the policy always keeps.
         PolicyError: the codec cannot encode heads of this size.
     """
@@ -313,6 +347,7 @@ def attach(
     blocks = blocks if every is None else replace(blocks, trigger=Every(every))
     run = AttachedRun(model, policy, blocks, budget)
     _check(blocks, budget, run.layout)
+    run.prefixes = Prefixes(store, model, run.layout, blocks) if store is not None else None
     if run.layout.decoder in _attached:
         raise AttachError(f"{type(model).__name__} has a policy attached already. Leave that `with` block first.")
     AttentionInterface.register(NAME, _attention)
@@ -323,4 +358,6 @@ def attach(
         _wrap_decoder(stack, run)
         if isinstance(model, GenerationMixin):
             _wrap_generation(stack, run)
+        if store is not None:
+            stack.callback(store.flush)
         yield run

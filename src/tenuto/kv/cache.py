@@ -35,12 +35,18 @@ class KVCache(Cache):  # type: ignore[misc]
         policy, budget, layout: what it was made with.
         sequences: what all layers know about the rows.
         replay: runs the model for a scorer that asks for it, on this cache.
+        keeper: is shown the cache before a prefill is compressed; level: of its store that the first tokens are from.
     """
 
     def __init__(
-        self, policy: KVPolicy, budget: MemoryBudget, layout: Layout, replay: Callable[[KVCache], None]
+        self,
+        policy: KVPolicy,
+        budget: MemoryBudget,
+        layout: Layout,
+        replay: Callable[[KVCache], None],
+        keeper: Callable[[KVCache], None] | None = None,
     ) -> None:
-        self.policy, self.budget, self.layout, self.replay = policy, budget, layout, replay
+        self.policy, self.budget, self.layout, self.replay, self.keeper = policy, budget, layout, replay, keeper
         self.sequences = Sequences(0, [], *[torch.zeros(0, 0, dtype=torch.int32)] * 2)
         layers: list[Any] = [
             KVLayer(policy, spec.site, self.sequences) if spec.site else spec.sliding_layer() for spec in layout.layers
@@ -48,8 +54,7 @@ class KVCache(Cache):  # type: ignore[misc]
         super().__init__(layers=layers)
         self.layers: list[Any] = layers
         self.engine: list[KVLayer] = [layer for layer in layers if isinstance(layer, KVLayer)]
-        self.most = 0
-        self.since = 0
+        self.most = self.since = self.level = 0
         self.recording = self.fresh = self.deferred = self.pending = self.replaying = self.broken = False
 
     # One step.
@@ -89,7 +94,7 @@ class KVCache(Cache):  # type: ignore[misc]
         self.since += new
         self.pending |= prefill
         free = self.policy.trigger.room("decode", 0, True)
-        local = prefill and not (self.deferred or self.recording or self.joint)
+        local = prefill and not (self.deferred or self.recording or self.joint or self.keeper)
         at_once = local and self.policy.trigger.room("prefill", self.since, True) == 0
         now = self._totals(each=True, new=new) if at_once else None
         step = Step(
@@ -154,7 +159,7 @@ class KVCache(Cache):  # type: ignore[misc]
     @property
     def keeps_tokens(self) -> bool:
         """Whether the ids of all tokens must be remembered."""
-        return self.policy.scorer.observes == "replay"
+        return self.policy.scorer.observes == "replay" or self.keeper is not None
 
     @property
     def joint(self) -> bool:
@@ -165,6 +170,8 @@ class KVCache(Cache):  # type: ignore[misc]
     def compress(self) -> None:
         """End a prefill: compress every row to the budget. Nothing happens if no token came since the last time."""
         self.pending = False
+        if self.keeper is not None:
+            self.keeper(self)
         room = self.policy.trigger.room("prefill", self.since, True)
         if room is not None and self.since:
             if self.policy.scorer.observes == "replay":
@@ -249,7 +256,7 @@ class KVCache(Cache):  # type: ignore[misc]
         if self.budget.kind == "tokens":
             return [int(self.budget.amount) * heads] * len(seen)
         others = sum(t.untyped_storage().nbytes() for t in self._sliding())
-        each_token = 8 if self.policy.scorer.observes == "replay" else 4  # position, and id
+        each_token = 8 if self.keeps_tokens else 4  # position, and id
         spent = others + (self.sequences.columns + max(coming or [0]) + ROOM) * len(seen) * each_token
         size, free = int(self.budget.amount - spent) // max(len(seen), 1), self.policy.trigger.room("decode", 0, True)
         entries = []
@@ -369,18 +376,18 @@ class KVCache(Cache):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Forget everything."""
-        for name, value in vars(KVCache(self.policy, self.budget, self.layout, self.replay)).items():
+        for name, value in vars(KVCache(self.policy, self.budget, self.layout, self.replay, self.keeper)).items():
             setattr(self, name, value)
 
     def fork(self) -> KVCache:
         """An independent copy: ask several questions on one compressed context, each on its own fork."""
-        other = KVCache(self.policy, self.budget, self.layout, self.replay)
+        other = KVCache(self.policy, self.budget, self.layout, self.replay, self.keeper)
         shared = self.sequences
         other.sequences = Sequences(shared.columns, list(shared.seen), shared.positions, shared.tokens)
         other.engine = [layer.copied(other.sequences) for layer in self.engine]
         mine = iter(other.engine)
         other.layers = [next(mine) if isinstance(layer, KVLayer) else copy.deepcopy(layer) for layer in self.layers]
-        other.since, other.broken = self.since, self.broken
+        other.since, other.broken, other.level = self.since, self.broken, self.level
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KVCache:

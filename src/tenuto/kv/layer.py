@@ -150,7 +150,7 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         """What this layer shows an allocator of one row: its view, scored."""
         policy, probes = self.policy, self.probes[row]
         view = look(
-            self._held(),
+            self.holding(),
             row,
             self.site,
             positions=self.sequences.positions[row],
@@ -159,7 +159,12 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         )
         return scored(policy, view)
 
-    def _held(self) -> Held:
+    def holding(self) -> Held:
+        """What is held.
+
+        Raises:
+            AttachError: nothing yet.
+        """
         if self.held is None:
             raise AttachError("The cache is empty: run the model first.")
         return self.held
@@ -173,7 +178,7 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
     @torch.no_grad()
     def keep(self, rows: dict[int, tuple[Scored, torch.Tensor]]) -> None:
         """Make a selection final: scored view and classes kept, per row."""
-        held, policy = self._held(), self.policy
+        held, policy = self.holding(), self.policy
         kept = {}
         for row, (given, classes) in rows.items():
             segments = range(row * held.store.heads, (row + 1) * held.store.heads)

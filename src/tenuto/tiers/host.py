@@ -51,6 +51,10 @@ class HostTier(Tier):
         with self._mutex:
             self._used -= len(self._pages.pop(key, b""))
 
+    def keys(self) -> list[str]:
+        with self._mutex:
+            return list(self._pages)
+
     def bytes_used(self) -> int:
         return self._used
 
