@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from tenuto.kv.policies.think import ThinK
     from tenuto.kv.policies.zipcache import ZipCache
     from tenuto.kv.policy import KVPolicy
+    from tenuto.kv.reuse.prefix import PrefixStore
 
 _HOMES = {
     "AdaCorrection": "tenuto.diffusion.policies.adacorrection",
@@ -75,6 +76,7 @@ _HOMES = {
     "MiKV": "tenuto.kv.policies.mikv",
     "ModelError": "tenuto.errors",
     "PolicyError": "tenuto.errors",
+    "PrefixStore": "tenuto.kv.reuse.prefix",
     "Profile": "tenuto.calibration",
     "PyramidKV": "tenuto.kv.policies.pyramidkv",
     "RazorAttention": "tenuto.kv.policies.razor_attention",
@@ -113,6 +115,7 @@ __all__ = [
     "MiKV",
     "ModelError",
     "PolicyError",
+    "PrefixStore",
     "Profile",
     "PyramidKV",
     "RazorAttention",

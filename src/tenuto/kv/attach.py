@@ -108,6 +108,16 @@ class AttachedRun:
         """
         return load(self.cache(), path, fingerprint(self.layout.decoder), self.model.device)
 
+    def stored(self, ids: torch.Tensor) -> int:
+        """How many tokens of a prompt ``[1, tokens]`` the store has, from the first on.
+
+        Raises:
+            AttachError: no store is attached.
+        """
+        if self.prefixes is None:
+            raise AttachError("There is no store to look in: attach(model, policy, budget=..., store=...).")
+        return self.prefixes.shelf().match(ids[0].tolist())
+
     @property
     def bytes_held(self) -> int:
         """Bytes the last cache holds, counted from its tensors."""

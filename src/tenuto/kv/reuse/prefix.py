@@ -198,6 +198,11 @@ class Shelf:
             model=space.model, dtype=space.dtype, codec=space.codec, start=place * size, stop=(place + 1) * size
         )
 
+    def size(self, tokens: Sequence[int]) -> int:
+        """Bytes of a prompt's pages as they are stored, all levels together; reads them."""
+        held = ((level.tier, key) for n, level in enumerate(self.store.levels) for key in self.keys(n, tokens))
+        return sum(len(tier.get(key) or b"") for tier, key in held)
+
     def missing(self, tokens: Sequence[int], level: int = 0) -> int:
         """Tokens up to the end of the last whole page that some level from ``level`` on does not hold; 0: all do."""
         last = 0

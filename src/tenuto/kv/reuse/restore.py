@@ -99,6 +99,11 @@ class Prefixes:
                 whole[1, :, row, :, stop - count :] = stretch.values[:, :, :count]
         return list(zip(*whole.to(device), strict=True))
 
+    def size(self, ids: torch.Tensor) -> tuple[int, int]:
+        """Bytes of a prompt's pages ``[1, tokens]``, all levels together, and how many of its tokens can be loaded."""
+        shelf, tokens = self.shelf(), ids[0].tolist()
+        return shelf.size(tokens), shelf.match(tokens[: max(len(tokens) - self.leave, 0)])
+
     @torch.no_grad()
     def keep(self, cache: KVCache) -> None:
         """Give the store what it lacks of a cache that is about to be compressed.
