@@ -21,6 +21,8 @@ def test_each_kind_of_address_opens_its_tier(tmp_path: Path, monkeypatch: pytest
     assert isinstance(disk, DiskTier) and disk.capacity == 3 * 2**19 and disk.folder == tmp_path / "kv"
     host = open_tier("host:?max=4096")
     assert isinstance(host, HostTier) and host.capacity == 4096
+    near = open_tier("device:cpu?max=4096")
+    assert isinstance(near, HostTier) and near.device == "cpu" and near.capacity == 4096
     for scheme in ("redis", "valkey", "rediss", "valkeys"):
         remote = open_tier(f"{scheme}://user:secret@localhost:1/2?timeout=0.5")
         assert isinstance(remote, RemoteTier) and remote.timeout == 0.5 and remote.name == "localhost:1"
@@ -44,8 +46,11 @@ def test_neighbours_of_one_codec_are_one_chain(tmp_path: Path) -> None:
         ("dsik:/tmp", "Did you mean 'disk'"),
         ("/tmp", "no address of a tier"),
         ("", "no address of a tier"),
-        ("disk:", "the folder is missing"),
+        ("disk:", "the place is missing"),
         ("host:/tmp", "memory has no path"),
+        ("device:", "the place is missing"),
+        ("device:warp", "is not here"),
+        ("device:cuda:99", "is not here"),
         ("host:?max=lots", "is no size"),
         ("host:?mx=1GiB", "no option 'mx'"),
         ("host:?codec=int5", "no codec of pages"),

@@ -18,7 +18,7 @@ from tenuto.tiers.remote import RemoteTier
 from tenuto.tiers.tier import Tier
 
 Make = Callable[[int], Tier]
-KINDS = ["host", "disk", "chain", "remote", "objects", "bucket"]
+KINDS = ["host", "device", "disk", "chain", "remote", "objects", "bucket"]
 
 
 @pytest.fixture(params=KINDS)
@@ -29,6 +29,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
         return lambda capacity: RemoteTier(url, timeout=10.0)
     makers: dict[str, Make] = {
         "host": HostTier,
+        "device": lambda capacity: HostTier(capacity, device="cpu"),
         "disk": lambda capacity: DiskTier(tmp_path, capacity=capacity),
         "objects": lambda capacity: ObjectTier(f"file://{tmp_path}/pages"),
         "bucket": lambda capacity: ObjectTier(f"memory://{tmp_path}"),

@@ -1,6 +1,7 @@
 """Tiers by their address, one text for Python, the command line and configuration files.
 
     host:?max=1GiB                          memory of this process
+    device:cuda?max=1GiB                    memory of an accelerator (device:pinned: the host's, page-locked)
     disk:~/.cache/tenuto/kv?max=10GiB       a folder, shared by the processes of this machine
     redis://user:password@host:6379/0       a Valkey or Redis server (valkey:// is the same; rediss:// and valkeys://
                                             with TLS; unix://PATH); ?timeout=SECONDS and redis-py's options
@@ -75,8 +76,8 @@ def _open(address: str) -> Level:
     place, _, query = rest.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     codec = PageCodec.parse(options.pop("codec", "raw"))
-    if scheme in ("host", "disk") and colon:
-        most = read_bytes(options.pop("max", "1GiB" if scheme == "host" else "10GiB"))
+    if scheme in ("host", "device", "disk") and colon:
+        most = read_bytes(options.pop("max", "10GiB" if scheme == "disk" else "1GiB"))
         if options:
             raise InputError(
                 f"{address!r}: no option {next(iter(options))!r}.{closest(next(iter(options)), ['max', 'codec'])}"
@@ -86,13 +87,17 @@ def _open(address: str) -> Level:
         return Level(_server(SERVERS[scheme], place, options), codec)
     if rest.startswith("//"):
         return Level(ObjectTier(f"{scheme}:{place}" + (f"?{urlencode(options)}" if options else "")), codec)
-    raise InputError(f"{address!r} is no address of a tier.{closest(scheme, ['host', 'disk', *SERVERS])} {EXAMPLE}")
+    raise InputError(
+        f"{address!r} is no address of a tier.{closest(scheme, ['host', 'device', 'disk', *SERVERS])} {EXAMPLE}"
+    )
 
 
 def _local(scheme: str, place: str, most: int) -> Tier:
     if (scheme == "host") == bool(place):
-        raise InputError(f"'{scheme}:{place}': {'memory has no path' if place else 'the folder is missing'}. {EXAMPLE}")
-    return HostTier(most) if scheme == "host" else DiskTier(Path(place).expanduser(), capacity=most)
+        raise InputError(f"'{scheme}:{place}': {'memory has no path' if place else 'the place is missing'}. {EXAMPLE}")
+    if scheme == "disk":
+        return DiskTier(Path(place).expanduser(), capacity=most)
+    return HostTier(most, device=place or None)
 
 
 def _server(scheme: str, place: str, options: dict[str, str]) -> Tier:
