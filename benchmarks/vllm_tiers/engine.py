@@ -50,6 +50,7 @@ def main() -> None:
         model=given["model"],
         dtype=given.get("dtype", "bfloat16"),
         max_model_len=2048,
+        block_size=given.get("block_size"),
         enforce_eager=True,
         gpu_memory_utilization=0.3,
         tensor_parallel_size=given.get("tp", 1),
@@ -62,7 +63,7 @@ def main() -> None:
         print(json.dumps(told), file=replies, flush=True)
         if pause := request.get("pause"):
             time.sleep(pause)
-    engine.llm_engine.engine_core.shutdown()
+    engine.llm_engine.engine_core.shutdown(timeout=60.0)
 
 
 if __name__ == "__main__":
