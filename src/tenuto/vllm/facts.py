@@ -67,7 +67,10 @@ def features() -> list[str]:
 def _downloaded(name: str) -> Path:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json")
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no name of a model on a hub
+        found = None
     if not isinstance(found, str):
         raise InputError(
             f"The weights of {name} are in no local folder. Give the tier a 'revision' that says which they are."

@@ -76,7 +76,7 @@ class TenutoTier(SecondaryTierManager):
             vLLM does not tell a tier of (``quantization``, ``hf_overrides``, another adapter of the same name), need
             another salt too.
         revision: of the model, where its weights cannot be looked at in a local folder.
-        threads: transfers at once, of 4 blocks each.
+        threads: transfers at once in each direction, of 4 blocks each.
 
     Raises:
         InputError: another vLLM, or an option that cannot be used.
@@ -108,7 +108,8 @@ class TenutoTier(SecondaryTierManager):
         self._tier = open_address(address)
         self.locality = Locality.LOCAL if str(address).startswith("disk:") else Locality.REMOTE
         self._jobs: dict[int, _Job] = {}
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tenuto-vllm")
+        self._loads = ThreadPoolExecutor(threads, thread_name_prefix="tenuto-load")  # never wait behind stores
+        self._stores = ThreadPoolExecutor(threads, thread_name_prefix="tenuto-store")
         self._lookup = _Lookup(self._tier, self._names.name, tier_type)
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
@@ -141,7 +142,8 @@ class TenutoTier(SecondaryTierManager):
 
     def shutdown(self) -> None:
         self._lookup.shutdown()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._loads, self._stores):
+            pool.shutdown(wait=True, cancel_futures=True)
         self._tier.close()
         self._rows = None  # else the host pool cannot be unmapped
         self._jobs.clear()
@@ -150,7 +152,8 @@ class TenutoTier(SecondaryTierManager):
         self, told: TransferJob, work: Callable[[list[tuple[OffloadKey, int]]], list[OffloadKey]], *, load: bool
     ) -> None:
         pairs = [(key, int(slot)) for key, slot in zip(told.keys, told.chunk_ids, strict=True)]
-        parts = [self._pool.submit(work, pairs[i : i + AT_ONCE]) for i in range(0, len(pairs), AT_ONCE)]
+        pool = self._loads if load else self._stores
+        parts = [pool.submit(work, pairs[i : i + AT_ONCE]) for i in range(0, len(pairs), AT_ONCE)]
         self._jobs[told.job_id] = _Job([key for key, _ in pairs], load, parts, time.monotonic())
 
     def _result(self, number: int, job: _Job) -> JobResult:
