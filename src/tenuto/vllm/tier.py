@@ -159,10 +159,12 @@ class TenutoTier(SecondaryTierManager):
     def _result(self, number: int, job: _Job) -> JobResult:
         done: list[OffloadKey] = []
         for part in job.parts:
-            if part.cancelled() or (error := part.exception()) is None:
-                done += [] if part.cancelled() else part.result()
-            else:
+            if part.cancelled():
+                continue
+            if (error := part.exception()) is not None:
                 self._warn_once(f"A part of a transfer failed and counts as not done: {error!r}.")
+                continue
+            done += part.result()
         missed = set(job.keys).difference(done)
         if job.load and missed:
             self._lookup.mark_miss(missed)
