@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from tenuto.kv.policies.kvzip import KVzip
     from tenuto.kv.policies.mikv import MiKV
     from tenuto.kv.policies.pyramidkv import PyramidKV
+    from tenuto.kv.policies.quest import Quest
     from tenuto.kv.policies.razor_attention import RazorAttention
     from tenuto.kv.policies.scissorhands import Scissorhands
     from tenuto.kv.policies.snapkv import SnapKV
@@ -77,6 +78,7 @@ _HOMES = {
     "PolicyError": "tenuto.errors",
     "Profile": "tenuto.calibration",
     "PyramidKV": "tenuto.kv.policies.pyramidkv",
+    "Quest": "tenuto.kv.policies.quest",
     "RazorAttention": "tenuto.kv.policies.razor_attention",
     "Run": "tenuto.eval.run",
     "Scissorhands": "tenuto.kv.policies.scissorhands",
@@ -115,6 +117,7 @@ __all__ = [
     "PolicyError",
     "Profile",
     "PyramidKV",
+    "Quest",
     "RazorAttention",
     "Run",
     "Scissorhands",

@@ -37,9 +37,15 @@ from tenuto.errors import AttachError, InputError
 from tenuto.kv.cache import KVCache
 from tenuto.kv.layer import KVLayer
 from tenuto.kv.models import Layout, find_layout
+from tenuto.kv.offload.pool import Pool
+from tenuto.kv.offload.prefetch import watch
+from tenuto.kv.offload.settings import Prefetch
+from tenuto.kv.offload.summary import summary
 from tenuto.kv.policy import Every, KVMethod, KVPolicy
 from tenuto.kv.saved import load, save
 from tenuto.restoring import put_until
+from tenuto.tiers.host import HostTier
+from tenuto.tiers.tier import Tier
 
 __all__ = ["AttachedRun", "attach"]
 
@@ -55,18 +61,30 @@ class AttachedRun:
         policy: what was attached; blocks: its choices; budget: what a cache may hold.
         layout: what was found about the model.
         last: the cache used last, None before the first call.
+        tier, prefetch: where old entries go, and how they are fetched, under a policy with an index; else None.
     """
 
-    def __init__(self, model: Any, policy: KVPolicy | KVMethod, blocks: KVPolicy, budget: MemoryBudget) -> None:
+    def __init__(
+        self,
+        model: Any,
+        policy: KVPolicy | KVMethod,
+        blocks: KVPolicy,
+        budget: MemoryBudget,
+        tier: Tier | None = None,
+        prefetch: Prefetch | None = None,
+    ) -> None:
         self.policy, self.blocks, self.budget = policy, blocks, budget
+        self.tier, self.prefetch = tier, prefetch
         self.model = model
         self.layout = find_layout(model)
         self.last: KVCache | None = None
         self.deferred: list[KVCache] | None = None
+        self.answering = False
 
     def cache(self) -> KVCache:
         """A new, empty cache, to be given as ``past_key_values``: for several turns or questions on one cache."""
-        return KVCache(self.blocks, self.budget, self.layout, self._replay)
+        pool = None if self.tier is None else Pool(self.tier, self.prefetch)
+        return KVCache(self.blocks, self.budget, self.layout, self._replay, pool)
 
     def save(self, path: Path | str, cache: KVCache | None = None) -> None:
         """Write a cache (by default the last one) to a file, for the same model and policy.
@@ -98,7 +116,8 @@ class AttachedRun:
         return self.last.bytes_full if self.last else 0
 
     def summary(self) -> dict[str, Any]:
-        """The last cache in numbers: tokens seen, entries held, bytes held and full, their ratio, most bytes held."""
+        """The last cache in numbers: tokens seen, entries held, bytes held and full, their ratio, most bytes held, and
+        under a policy with an index what :func:`tenuto.kv.offload.summary.summary` has."""
         held, full = self.bytes_held, self.bytes_full
         rows = [number for layer in self.last.counts() for row in layer for number in row] if self.last else []
         return {
@@ -110,7 +129,13 @@ class AttachedRun:
             "bytes_full": full,
             "compression_ratio": full / held if held else 1.0,
             "peak_bytes": self.last.peak if self.last else 0,
+            **self._offloaded(),
         }
+
+    def _offloaded(self) -> dict[str, Any]:
+        if self.last is None or self.last.pool is None:
+            return {}
+        return summary(self.last.pool, [layer.paged for layer in self.last.engine])
 
     @contextmanager
     def prefill(self) -> Iterator[None]:
@@ -127,11 +152,11 @@ class AttachedRun:
     @contextmanager
     def whole(self) -> Iterator[None]:
         """What calls inside put into a cache is held whole: for questions and answers on a compressed context."""
-        self.deferred = []
+        self.deferred, self.answering = [], True
         try:
             yield
         finally:
-            self.deferred = None
+            self.deferred, self.answering = None, False
 
     def step(self, original: Callable[..., Any], named: dict[str, Any]) -> Any:
         """One call of the decoder's ``forward``."""
@@ -145,7 +170,7 @@ class AttachedRun:
             raise AttachError("An attention mask of four dimensions was given. Give a mask [batch, tokens], or none.")
         if positions is not None and positions.dim() != 2:
             raise AttachError("Positions of several kinds per token (as multimodal models have) are not supported.")
-        self.last, cache.deferred = cache, self.deferred is not None
+        self.last, cache.deferred, cache.answering = cache, self.deferred is not None, self.answering
         if self.deferred is not None and cache not in self.deferred:
             self.deferred.append(cache)
         cache.begin(given.shape[0], given.shape[1], mask, positions, given.device)
@@ -291,9 +316,24 @@ def _check(blocks: KVPolicy, budget: MemoryBudget, layout: Layout) -> None:
         )
 
 
+def _tier_of(blocks: KVPolicy, tier: Tier | None, prefetch: Prefetch | None) -> Tier | None:
+    if blocks.index is None and (tier is not None or prefetch is not None):
+        raise InputError(
+            "tier= and prefetch= are for policies that move old entries out of memory, such as Quest(); this one keeps "
+            "or evicts them. Leave them out."
+        )
+    return tier or (None if blocks.index is None else HostTier(2**62))
+
+
 @contextmanager
 def attach(
-    model: Any, policy: KVPolicy | KVMethod, *, budget: MemoryBudget, every: int | None = None
+    model: Any,
+    policy: KVPolicy | KVMethod,
+    *,
+    budget: MemoryBudget,
+    every: int | None = None,
+    tier: Tier | None = None,
+    prefetch: Prefetch | None = None,
 ) -> Iterator[AttachedRun]:
     """Run a transformers model under a KV policy inside a ``with`` block.
 
@@ -303,15 +343,18 @@ def attach(
         budget: what a cache may hold, for example ``MemoryBudget.keep(0.5)``.
         every: compress while decoding too, every so many tokens, so that the budget is never passed; by default as
             the policy says, which for most methods is at the end of every prefill only.
+        tier: where old entries go under a policy with an index, by default the memory of this process. The budget is
+            then for what stays in the model's memory, and holds while decoding too.
+        prefetch: fetch pages before they are asked for; by default they are fetched when they are.
 
     Raises:
         AttachError: no such model, attention that is not standard, or attached already.
-        InputError: the budget is below what the policy always keeps.
+        InputError: the budget is below what the policy always keeps, or a tier was given to a policy without an index.
         PolicyError: the codec cannot encode heads of this size.
     """
     blocks = policy.compose() if isinstance(policy, KVMethod) else policy
     blocks = blocks if every is None else replace(blocks, trigger=Every(every))
-    run = AttachedRun(model, policy, blocks, budget)
+    run = AttachedRun(model, policy, blocks, budget, _tier_of(blocks, tier, prefetch), prefetch)
     _check(blocks, budget, run.layout)
     if run.layout.decoder in _attached:
         raise AttachError(f"{type(model).__name__} has a policy attached already. Leave that `with` block first.")
@@ -321,6 +364,8 @@ def attach(
         _attached.add(run.layout.decoder)
         stack.callback(_attached.discard, run.layout.decoder)
         _wrap_decoder(stack, run)
+        if prefetch is not None:
+            watch(stack, run.layout, prefetch, _current.get)
         if isinstance(model, GenerationMixin):
             _wrap_generation(stack, run)
         yield run
