@@ -43,11 +43,13 @@ if TYPE_CHECKING:
     from tenuto.kv.policies.knorm import Knorm
     from tenuto.kv.policies.kvmerger import KVMerger
     from tenuto.kv.policies.kvzip import KVzip
+    from tenuto.kv.policies.louiskv import LouisKV
     from tenuto.kv.policies.mikv import MiKV
     from tenuto.kv.policies.pyramidkv import PyramidKV
     from tenuto.kv.policies.quest import Quest
     from tenuto.kv.policies.razor_attention import RazorAttention
     from tenuto.kv.policies.scissorhands import Scissorhands
+    from tenuto.kv.policies.shadowkv import ShadowKV
     from tenuto.kv.policies.snapkv import SnapKV
     from tenuto.kv.policies.streaming_llm import StreamingLLM
     from tenuto.kv.policies.think import ThinK
@@ -72,6 +74,7 @@ _HOMES = {
     "KVzip": "tenuto.kv.policies.kvzip",
     "Kivi": "tenuto.kv.policies.kivi",
     "Knorm": "tenuto.kv.policies.knorm",
+    "LouisKV": "tenuto.kv.policies.louiskv",
     "MemoryBudget": "tenuto.budget",
     "MiKV": "tenuto.kv.policies.mikv",
     "ModelError": "tenuto.errors",
@@ -82,6 +85,7 @@ _HOMES = {
     "RazorAttention": "tenuto.kv.policies.razor_attention",
     "Run": "tenuto.eval.run",
     "Scissorhands": "tenuto.kv.policies.scissorhands",
+    "ShadowKV": "tenuto.kv.policies.shadowkv",
     "SnapKV": "tenuto.kv.policies.snapkv",
     "StoreError": "tenuto.errors",
     "StreamingLLM": "tenuto.kv.policies.streaming_llm",
@@ -111,6 +115,7 @@ __all__ = [
     "KVzip",
     "Kivi",
     "Knorm",
+    "LouisKV",
     "MemoryBudget",
     "MiKV",
     "ModelError",
@@ -121,6 +126,7 @@ __all__ = [
     "RazorAttention",
     "Run",
     "Scissorhands",
+    "ShadowKV",
     "SnapKV",
     "StoreError",
     "StreamingLLM",
