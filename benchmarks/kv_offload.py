@@ -140,9 +140,9 @@ def stall(model: Any, texts: Sequence[Text], hot: int, latency: float) -> None:
     """Print what attention waits under each way of fetching."""
     ways: dict[str, Prefetch | None] = {
         "none: fetched when asked for": None,
-        "prefetch, wait": Prefetch(margin=2),
-        "prefetch, timeout of 2 ms": Prefetch(margin=2, miss="timeout", timeout=0.002),
-        "prefetch, best effort": Prefetch(margin=2, miss="best_effort"),
+        "prefetch, wait": Prefetch(),
+        "prefetch, timeout of 2 ms": Prefetch(miss="timeout", timeout=0.002),
+        "prefetch, best effort": Prefetch(miss="best_effort"),
     }
     rows, base = [], 0.0
     for name, prefetch in ways.items():
@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=1536, help="tokens of the context")
     parser.add_argument("--tokens", type=int, default=48, help="tokens that follow")
     parser.add_argument("--texts", type=int, default=2)
-    parser.add_argument("--hot", type=int, default=2 * PAGES, help="pages of a layer in memory")
+    parser.add_argument("--hot", type=int, default=3 * PAGES, help="pages of a layer in memory")
     parser.add_argument("--latency", type=float, default=10.0, help="milliseconds more per round trip")
     parser.add_argument("--parts", default="recall,stall,perplexity")
     given = parser.parse_args()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tenuto.kv.offload.predict import predictors
+from tenuto.kv.offload.predict import Guess, predictors
 from tenuto.kv.offload.read import logits
 from tenuto.kv.offload.row import Row
 
@@ -24,6 +24,7 @@ class Recall:
         self.pages, self.rng = pages, rng
         self.found: dict[str, list[tuple[int, float]]] = {}
         self.exact: dict[str, list[float]] = {}
+        self.guesses: dict[Any, Guess] = {}
 
     def watch(self, stack: ExitStack, run: Any) -> dict[int, torch.Tensor]:
         """The inputs of all layers, as of the last step."""
@@ -58,11 +59,15 @@ class Recall:
             true, top = set(row.chosen), self._top(layer, row) if exact else set()
             named: dict[str, set[int]] = {"pages of the step before": set(last[number])}
             for ahead in AHEAD:
-                query = makers[number](inputs[max(number - ahead, 0)], where)[0]
-                for margin in (1, 2):
-                    title = f"input {ahead} layer{'s' * (ahead > 1)} earlier" + f", {margin}x" * (margin > 1)
-                    named[title] = set(row.best(query, scaling, margin * self.pages))
-                    named[f"union of {title} and the step before"] = named[title] | set(last[number])
+                plain = makers[number](inputs[max(number - ahead, 0)])[0]
+                guess = self.guesses.setdefault((cache, number, ahead), Guess())
+                for kind, raw in (("", plain), (", corrected", guess.correct(plain))):
+                    query = makers[number].rope.rotate(raw, where.expand(len(raw)))
+                    for margin in (1, 2):
+                        title = f"input {ahead} earlier{kind}{f', {margin}x' * (margin > 1)}"
+                        named[title] = set(row.best(query, scaling, margin * self.pages))
+                        named[f"{title}, or the step before"] = named[title] | set(last[number])
+                guess.learn(row.asked, int(where), makers[number].rope)
             named |= self._tokens(row, likely, ids, cache.sequences.columns)
             named["random"] = set(self.rng.sample(range(len(row.pages)), self.pages))
             if not last[number]:

@@ -75,7 +75,7 @@ def _summaries(policy: KVPolicy, layout: Layout, tokens: int) -> int:
         made = policy.index.summarise(empty)
         pages = -(-tokens // policy.index.page)
         size += pages * sum(tensor.nbytes for tensor in made.values()) + 4 * tokens
-        size += spec.heads * spec.head_dim * layout.itemsize  # the queries pages were chosen for
+        size += 3 * spec.heads * spec.head_dim * 4  # the queries pages were chosen for, their prediction, its error
     return size
 
 

@@ -105,6 +105,8 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         if step.sparse and step.now is not None:
             held = self.held = paged.settle(held, step.now)
         if paged.used:
+            if step.sparse and self.site.rope is not None:
+                paged.learn(query[:, :, -1], self.sequences.positions[:, -1], self.site.rope)
             output = paged.attend(query, held, step, self.site.scaling, softcap)
         else:
             output = attend(query, held, valid=step.valid, scaling=self.site.scaling, softcap=softcap)

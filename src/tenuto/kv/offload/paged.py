@@ -13,6 +13,7 @@ from tenuto.kv.offload.read import read
 from tenuto.kv.offload.row import Row
 from tenuto.kv.offload.skips import Skip
 from tenuto.kv.policy import Entries, KVPolicy
+from tenuto.kv.rope import Rope
 from tenuto.kv.step import Step
 from tenuto.kv.store import Held, Store
 
@@ -65,6 +66,11 @@ class Paged:
         """A prefill is over: the next step chooses pages anew."""
         for row in self.rows:
             row.asked = None
+
+    def learn(self, queries: torch.Tensor, positions: torch.Tensor, rope: Rope) -> None:
+        """Tell predictions the truth: ``queries [batch, heads, head_dim]`` of a step at ``positions [batch]``."""
+        for row, query, position in zip(self.rows, queries, positions.tolist(), strict=True):
+            row.guess.learn(query, position, rope)
 
     def attend(
         self, query: torch.Tensor, held: Held, step: Step, scaling: float, softcap: float | None

@@ -1,7 +1,9 @@
 """A later layer's queries, from an earlier layer's input: hidden states change little from one layer to the next.
 
 The input of layer l goes through layer l + d's own norm, query projection and rotary embedding. The idea is InfiniGen's
-(Lee et al. 2024, https://arxiv.org/abs/2406.19707), which uses a part of the projection; here it is the whole.
+(Lee et al. 2024, https://arxiv.org/abs/2406.19707), which uses a part of the projection; here it is the whole. What d
+layers add to the hidden states is alike from token to token, so what the last predictions lacked of the true queries is
+added to the next one, before RoPE (a running mean; our own addition).
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ from torch import nn
 
 from tenuto.kv.rope import Rope
 
-__all__ = ["QueryOf", "predictors"]
+__all__ = ["Guess", "QueryOf", "predictors"]
+
+SMOOTHING = 0.25
+"""Weight of the last prediction's error in the running mean."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,11 +33,48 @@ class QueryOf:
     rope: Rope
 
     @torch.no_grad()
-    def __call__(self, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """``[batch, heads, head_dim]`` from ``hidden [batch, width]`` and RoPE ``positions [batch]``."""
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """``[batch, heads, head_dim]`` float32 before RoPE, from ``hidden [batch, width]``."""
         queries = self.project(self.norm(hidden)).unflatten(-1, (-1, self.head_dim))
-        queries = queries if self.head_norm is None else self.head_norm(queries)
-        return self.rope.rotate(queries, positions[:, None].expand(queries.shape[:2]))
+        return (queries if self.head_norm is None else self.head_norm(queries)).float()
+
+
+class Guess:
+    """Predictions of one row and layer, and what they have lacked so far.
+
+    Attributes:
+        raw: the last prediction ``[heads, head_dim]`` before RoPE, None once its truth is known; lacked: running mean.
+    """
+
+    def __init__(self) -> None:
+        self.raw: torch.Tensor | None = None
+        self.lacked: torch.Tensor | None = None
+
+    def correct(self, raw: torch.Tensor) -> torch.Tensor:
+        """A prediction with what the others lacked added; both before RoPE."""
+        self.raw = raw
+        return raw if self.lacked is None else raw + self.lacked
+
+    @torch.no_grad()
+    def learn(self, query: torch.Tensor, position: int, rope: Rope) -> None:
+        """The true queries have come, ``[heads, head_dim]`` after RoPE at ``position``."""
+        if self.raw is None:
+            return
+        back = torch.full(query.shape[:1], -position, device=query.device)
+        error = rope.rotate(query.float(), back) - self.raw
+        self.lacked = SMOOTHING * error if self.lacked is None else self.lacked + SMOOTHING * (error - self.lacked)
+        self.raw = None
+
+    def copied(self) -> Guess:
+        """A copy."""
+        other = Guess()
+        other.raw, other.lacked = self.raw, self.lacked
+        return other
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is held, by name."""
+        named = {"raw": self.raw, "lacked": self.lacked}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 def predictors(blocks: list[nn.Module], ropes: list[Rope | None]) -> list[QueryOf | None]:

@@ -25,6 +25,7 @@ from tenuto.kv.offload.paged import Paged
 from tenuto.kv.offload.pool import SMOOTHING, Pool
 from tenuto.kv.offload.predict import QueryOf, predictors
 from tenuto.kv.offload.settings import Prefetch
+from tenuto.kv.rope import Rope
 
 if TYPE_CHECKING:
     from tenuto.kv.cache import KVCache
@@ -68,9 +69,12 @@ class Prefetcher:
         for target in range(first, last + 1):
             layer, predictor = layers[target], self.predictors[target]
             if isinstance(layer, KVLayer) and predictor is not None and layer.paged is not None and layer.paged.used:
-                self._fetch(layer.paged, predictor(hidden, positions), layer.site.scaling)
+                raw = predictor(hidden)
+                self._fetch(layer.paged, raw, positions, predictor.rope, layer.site.scaling)
 
-    def _fetch(self, paged: Paged, queries: torch.Tensor, scaling: float) -> None:
+    def _fetch(self, paged: Paged, raw: torch.Tensor, positions: torch.Tensor, rope: Rope, scaling: float) -> None:
+        corrected = torch.stack([row.guess.correct(mine) for row, mine in zip(paged.rows, raw, strict=True)])
+        queries = rope.rotate(corrected, positions[:, None].expand(raw.shape[:2]))
         for row, query in zip(paged.rows, queries, strict=True):
             if row.pages and (row.asked is None or row.index.boundary(row.asked, query)):
                 wanted = row.best(query, scaling, round(self.settings.margin * row.index.pages))

@@ -10,6 +10,7 @@ import torch
 
 from tenuto.kv.index import Index
 from tenuto.kv.offload.pool import Page, Pair, Pool, ready
+from tenuto.kv.offload.predict import Guess
 
 __all__ = ["Row"]
 
@@ -23,6 +24,7 @@ class Row:
         hot: pages in memory or on their way there, the least recently used first.
         room: entries per KV head that ``hot`` may hold.
         chosen: numbers of the pages read last; asked: the queries they were chosen for ``[heads, head_dim]``, or None.
+        guess: predictions of the row's queries.
     """
 
     def __init__(self, index: Index) -> None:
@@ -34,6 +36,7 @@ class Row:
         self.room = 0
         self.chosen: list[int] = []
         self.asked: torch.Tensor | None = None
+        self.guess = Guess()
 
     def copied(self) -> Row:
         """A copy; pages are shared, which never change."""
@@ -41,6 +44,7 @@ class Row:
         for name, value in vars(self).items():
             setattr(other, name, value)
         other.pages, other.hot, other.summaries = list(self.pages), self.hot.copy(), dict(self.summaries)
+        other.guess = self.guess.copied()
         return other
 
     def add(self, pool: Pool, keys: torch.Tensor, values: torch.Tensor, numbers: torch.Tensor) -> None:
@@ -113,6 +117,7 @@ class Row:
         """What is held in memory, by name."""
         named = {"numbers": self.numbers, **{f"summary.{name}": t for name, t in self.summaries.items()}}
         named |= {} if self.asked is None else {"asked": self.asked}
+        named |= self.guess.tensors()
         for number, fetch in enumerate(list(self.hot.values())):
             if fetch.done() and not _failed(fetch):
                 keys, values = fetch.result()

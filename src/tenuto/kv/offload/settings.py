@@ -30,7 +30,7 @@ class Prefetch:
 
     miss: Literal["wait", "best_effort", "timeout"] = "wait"
     timeout: float = 0.01
-    margin: float = 1.5
+    margin: float = 2.0
     ahead: int = 0
     threads: int = 16
 

@@ -82,7 +82,12 @@ class ShadowKV(KVMethod):
         2024,
         "https://arxiv.org/abs/2410.21465",
     )
-    sweep: ClassVar[tuple[str, ...]] = ("shadowkv:pages=64", "shadowkv:pages=32", "shadowkv", "shadowkv:pages=4,outliers=4")
+    sweep: ClassVar[tuple[str, ...]] = (
+        "shadowkv:pages=64",
+        "shadowkv:pages=32",
+        "shadowkv",
+        "shadowkv:pages=4,outliers=4",
+    )
 
     def __post_init__(self) -> None:
         if min(self.pages, self.page) < 1 or min(self.outliers, self.sinks, self.window) < 0:
