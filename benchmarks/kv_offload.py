@@ -116,7 +116,8 @@ def recall(model: Any, texts: Sequence[Text], hot: int) -> None:
                     logits = model(token.view(1, 1), past_key_values=cache).logits[0, -1]
                     found.step(run, cache, inputs, before, text.ids, exact=number % 8 == 0)
         print(f"Recall, {sum(text.following.shape[1] for text in texts)} tokens, {PAGES} pages read")
-        table(["predictor", "pages named", "recall of pages read", "recall of the true top pages"], found.rows())
+        head = ["predictor", "pages named", "recall of pages read", "of the true top pages"]
+        table([*head, "the same, named by exact keys"], found.rows())
 
 
 @contextmanager

@@ -24,6 +24,7 @@ class Recall:
         self.pages, self.rng = pages, rng
         self.found: dict[str, list[tuple[int, float]]] = {}
         self.exact: dict[str, list[float]] = {}
+        self.rehearsed: dict[str, list[float]] = {}
         self.guesses: dict[Any, Guess] = {}
 
     def watch(self, stack: ExitStack, run: Any) -> dict[int, torch.Tensor]:
@@ -56,7 +57,8 @@ class Recall:
         for number in range(2, len(cache.engine)):
             layer = cache.engine[number]
             row, scaling = layer.paged.rows[0], layer.site.scaling
-            true, top = set(row.chosen), self._top(layer, row) if exact else set()
+            keys = _keys(layer) if exact else None
+            true, top = set(row.chosen), set() if keys is None else self._top(row.asked, keys, layer)
             named: dict[str, set[int]] = {"pages of the step before": set(last[number])}
             for ahead in AHEAD:
                 plain = makers[number](inputs[max(number - ahead, 0)])[0]
@@ -67,17 +69,20 @@ class Recall:
                         title = f"input {ahead} earlier{kind}{f', {margin}x' * (margin > 1)}"
                         named[title] = set(row.best(query, scaling, margin * self.pages))
                         named[f"{title}, or the step before"] = named[title] | set(last[number])
+                    if keys is not None:
+                        rehearsed = self._top(query, keys, layer)
+                        self.rehearsed.setdefault(f"input {ahead} earlier{kind}", []).append(_share(rehearsed, top))
                 guess.learn(row.asked, int(where), makers[number].rope)
             named |= self._tokens(row, likely, ids, cache.sequences.columns)
             named["random"] = set(self.rng.sample(range(len(row.pages)), self.pages))
             if not last[number]:
                 continue
             for name, pages in named.items():
-                self.found.setdefault(name, []).append((len(pages), len(pages & true) / len(true)))
+                self.found.setdefault(name, []).append((len(pages), _share(pages, true)))
                 if exact:
-                    self.exact.setdefault(name, []).append(len(pages & top) / len(top))
+                    self.exact.setdefault(name, []).append(_share(pages, top))
             if exact:
-                self.exact.setdefault("what was read", []).append(len(true & top) / len(top))
+                self.exact.setdefault("what was read", []).append(_share(true, top))
 
     def _tokens(self, row: Row, likely: list[int], ids: torch.Tensor, columns: int) -> dict[str, set[int]]:
         """CXL-SpecKV's idea: the entries of the four likeliest next tokens. Their position has no entry yet; read as
@@ -90,19 +95,29 @@ class Recall:
             "4 likeliest next tokens, where they stood before": set(same[-self.pages :]),
         }
 
-    def _top(self, layer: Any, row: Row) -> set[int]:
-        """The pages of the most attention, by exact keys, mean over heads."""
-        pairs = [fetch.result()[0] for fetch in layer.paged.pool.fetch(row.pages, torch.device("cpu"))]
-        keys, store = torch.cat(pairs, 1), layer.held.store
-        rest = torch.stack([store.keys[store.run(head)] for head in range(store.heads)])
-        found = logits(row.asked[:, None], torch.cat([keys, rest], 1), layer.site.scaling, None)  # type: ignore[index]
-        shares = found.softmax(-1)[..., : keys.shape[1]].mean((0, 1, 2)).view(len(row.pages), -1).sum(-1)
-        return set(shares.topk(self.pages).indices.tolist())
+    def _top(self, query: Any, keys: torch.Tensor, layer: Any) -> set[int]:
+        """The pages of the most attention by exact keys ``[kv_heads, entries, head_dim]``, mean over heads."""
+        pages = len(layer.paged.rows[0].pages)
+        found = logits(query[:, None], keys, layer.site.scaling, None).softmax(-1).mean((0, 1, 2))
+        size = layer.paged.index.page
+        return set(found[: pages * size].view(pages, size).sum(-1).topk(self.pages).indices.tolist())
 
     def rows(self) -> list[list[str]]:
         """One line per predictor."""
-        lines = [["what was read", str(self.pages), "1.000", f"{mean(self.exact['what was read']):.3f}"]]
+        lines = [["what was read", str(self.pages), "1.000", f"{mean(self.exact['what was read']):.3f}", ""]]
         for name, counts in self.found.items():
             named, shares = zip(*counts, strict=True)
-            lines.append([name, f"{mean(named):.1f}", f"{mean(shares):.3f}", f"{mean(self.exact[name]):.3f}"])
+            exact = f"{mean(self.rehearsed[name]):.3f}" if name in self.rehearsed else ""
+            lines.append([name, f"{mean(named):.1f}", f"{mean(shares):.3f}", f"{mean(self.exact[name]):.3f}", exact])
         return lines
+
+
+def _share(named: set[int], true: set[int]) -> float:
+    return len(named & true) / len(true)
+
+
+def _keys(layer: Any) -> torch.Tensor:
+    """Exact keys of a layer's one row, those of its pages first."""
+    row, store = layer.paged.rows[0], layer.held.store
+    pairs = [fetch.result()[0] for fetch in layer.paged.pool.fetch(row.pages, torch.device("cpu"))]
+    return torch.cat([*pairs, torch.stack([store.keys[store.run(head)] for head in range(store.heads)])], 1)

@@ -35,10 +35,12 @@ if TYPE_CHECKING:
         TenutoError,
     )
     from tenuto.eval.run import Run
+    from tenuto.kv.offload.settings import Prefetch
     from tenuto.kv.policies.adakv import AdaKV
     from tenuto.kv.policies.cake import Cake
     from tenuto.kv.policies.expected_attention import ExpectedAttention
     from tenuto.kv.policies.h2o import H2O
+    from tenuto.kv.policies.icecache import IceCache
     from tenuto.kv.policies.kivi import Kivi
     from tenuto.kv.policies.knorm import Knorm
     from tenuto.kv.policies.kvmerger import KVMerger
@@ -68,6 +70,7 @@ _HOMES = {
     "FastCache": "tenuto.diffusion.policies.fastcache",
     "FirstBlock": "tenuto.diffusion.policies.first_block",
     "H2O": "tenuto.kv.policies.h2o",
+    "IceCache": "tenuto.kv.policies.icecache",
     "InputError": "tenuto.errors",
     "KVMerger": "tenuto.kv.policies.kvmerger",
     "KVPolicy": "tenuto.kv.policy",
@@ -79,6 +82,7 @@ _HOMES = {
     "MiKV": "tenuto.kv.policies.mikv",
     "ModelError": "tenuto.errors",
     "PolicyError": "tenuto.errors",
+    "Prefetch": "tenuto.kv.offload.settings",
     "Profile": "tenuto.calibration",
     "PyramidKV": "tenuto.kv.policies.pyramidkv",
     "Quest": "tenuto.kv.policies.quest",
@@ -109,6 +113,7 @@ __all__ = [
     "FastCache",
     "FirstBlock",
     "H2O",
+    "IceCache",
     "InputError",
     "KVMerger",
     "KVPolicy",
@@ -120,6 +125,7 @@ __all__ = [
     "MiKV",
     "ModelError",
     "PolicyError",
+    "Prefetch",
     "Profile",
     "PyramidKV",
     "Quest",
