@@ -35,8 +35,9 @@ class QueryOf:
     @torch.no_grad()
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """``[batch, heads, head_dim]`` float32 before RoPE, from ``hidden [batch, width]``."""
-        queries = self.project(self.norm(hidden)).unflatten(-1, (-1, self.head_dim))
-        return (queries if self.head_norm is None else self.head_norm(queries)).float()
+        queries: torch.Tensor = self.project(self.norm(hidden)).unflatten(-1, (-1, self.head_dim))
+        queries = queries if self.head_norm is None else self.head_norm(queries)
+        return queries.float()
 
 
 class Guess:
