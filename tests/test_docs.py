@@ -68,3 +68,14 @@ def test_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(source, "README.md", "exec"), names)
     assert len(names["images"]) == 3
     assert "'reuse_ratio'" in capsys.readouterr().out
+
+
+def test_the_example_of_a_store_runs(
+    tiny_language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source,) = blocks("docs/stores.md")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = {"folder": tiny_language, "text": "What has been read need not be read again. " * 20}
+    for restored in ("0", "[1-9]"):
+        exec(compile(source, "stores.md", "exec"), dict(names))
+        assert re.fullmatch(rf"{restored}\d*\n", capsys.readouterr().out.split("\r")[-1])

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from tenuto.kv.policies.think import ThinK
     from tenuto.kv.policies.zipcache import ZipCache
     from tenuto.kv.policy import KVPolicy
+    from tenuto.kv.reuse.prefix import PrefixStore
 
 _HOMES = {
     "AdaCorrection": "tenuto.diffusion.policies.adacorrection",
@@ -83,6 +84,7 @@ _HOMES = {
     "ModelError": "tenuto.errors",
     "PolicyError": "tenuto.errors",
     "Prefetch": "tenuto.kv.offload.settings",
+    "PrefixStore": "tenuto.kv.reuse.prefix",
     "Profile": "tenuto.calibration",
     "PyramidKV": "tenuto.kv.policies.pyramidkv",
     "Quest": "tenuto.kv.policies.quest",
@@ -126,6 +128,7 @@ __all__ = [
     "ModelError",
     "PolicyError",
     "Prefetch",
+    "PrefixStore",
     "Profile",
     "PyramidKV",
     "Quest",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tenuto.kv import attach as kv_attach
     from tenuto.kv.offload.settings import Prefetch
     from tenuto.kv.policy import KVMethod, KVPolicy
+    from tenuto.kv.reuse.prefix import PrefixStore
     from tenuto.tiers.tier import Tier
 
 __all__ = ["attach"]
@@ -41,6 +42,7 @@ def attach(
     *,
     budget: MemoryBudget,
     every: int | None = None,
+    store: PrefixStore | None = None,
     tier: Tier | None = None,
     prefetch: Prefetch | None = None,
 ) -> AbstractContextManager[kv_attach.AttachedRun]: ...
@@ -54,6 +56,7 @@ def attach(
     watcher: Recorder | None = None,
     budget: MemoryBudget | None = None,
     every: int | None = None,
+    store: PrefixStore | None = None,
     tier: Tier | None = None,
     prefetch: Prefetch | None = None,
 ) -> AbstractContextManager[Any]:
@@ -63,7 +66,7 @@ def attach(
         target: for a diffusion policy a diffusers pipeline or transformer; for a KV policy a transformers decoder.
         policy: a policy of either family.
         profile, count_flops, shadow, watcher: for diffusion policies, see ``tenuto.diffusion.attach``.
-        budget, every, tier, prefetch: for KV policies, see ``tenuto.kv.attach``; a budget must be given.
+        budget, every, store, tier, prefetch: for KV policies, see ``tenuto.kv.attach``; a budget must be given.
 
     Raises:
         InputError: the policy is none, an argument is of the other family, or a KV policy came without a budget.
@@ -72,7 +75,7 @@ def attach(
     from tenuto.diffusion.policy import FeaturePolicy
 
     feature = {"profile": profile, "watcher": watcher, "shadow": shadow or None}
-    stored = {"budget": budget, "every": every, "tier": tier, "prefetch": prefetch}
+    stored = {"budget": budget, "every": every, "store": store, "tier": tier, "prefetch": prefetch}
     if isinstance(policy, FeaturePolicy):
         _refuse(policy, stored, "KV")
         from tenuto.diffusion.attach import attach as attach_features
@@ -91,7 +94,7 @@ def attach(
         )
     from tenuto.kv.attach import attach as attach_entries
 
-    return attach_entries(target, policy, budget=budget, every=every, tier=tier, prefetch=prefetch)
+    return attach_entries(target, policy, budget=budget, every=every, store=store, tier=tier, prefetch=prefetch)
 
 
 def _refuse(policy: Any, given: dict[str, Any], family: str) -> None:

@@ -9,10 +9,23 @@ from typing import Literal
 
 from tenuto.errors import InputError, closest
 
-__all__ = ["ErrorBudget", "MemoryBudget"]
+__all__ = ["ErrorBudget", "MemoryBudget", "read_bytes"]
 
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _EXAMPLES = "Write keep=0.25, tokens=512 or bytes=20MiB."
+
+
+def read_bytes(text: str) -> int:
+    """The number of bytes a text such as ``10GiB``, ``1.5MiB`` or ``4096`` names.
+
+    Raises:
+        InputError: another text, or less than one byte.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB)?\s*", text)
+    count = int(float(found[1]) * _UNITS[found[2] or "B"]) if found else 0
+    if count < 1:
+        raise InputError(f"{text!r} is no size. Write it as 10GiB, 512MiB or 4096.")
+    return count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,11 +13,12 @@ from tenuto.errors import InputError, StoreError
 from tenuto.tiers.chain import Chain
 from tenuto.tiers.disk import DiskTier
 from tenuto.tiers.host import HostTier
+from tenuto.tiers.objects import ObjectTier
 from tenuto.tiers.remote import RemoteTier
 from tenuto.tiers.tier import Tier
 
 Make = Callable[[int], Tier]
-KINDS = ["host", "disk", "chain", "remote"]
+KINDS = ["host", "device", "disk", "chain", "remote", "objects", "bucket"]
 
 
 @pytest.fixture(params=KINDS)
@@ -28,7 +29,10 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
         return lambda capacity: RemoteTier(url, timeout=10.0)
     makers: dict[str, Make] = {
         "host": HostTier,
+        "device": lambda capacity: HostTier(capacity, device="cpu"),
         "disk": lambda capacity: DiskTier(tmp_path, capacity=capacity),
+        "objects": lambda capacity: ObjectTier(f"file://{tmp_path}/pages"),
+        "bucket": lambda capacity: ObjectTier(f"memory://{tmp_path}"),
         "chain": lambda capacity: Chain([HostTier(capacity // 2), DiskTier(tmp_path, capacity=capacity)]),
     }
     return makers[request.param]
@@ -43,11 +47,12 @@ def test_what_is_put_comes_back_until_discarded(make: Make) -> None:
             tier.put(key, data)
             assert tier.get(key) == data and tier.contains(key)
         assert tier.bytes_used() >= before + sum(map(len, pages.values()))
+        assert pages.keys() <= set(tier.keys())
         assert tier.get_many(["3-é", "none", "3-é", "0-é"]) == [pages["3-é"], None, pages["3-é"], b""]
         assert tier.get_many([]) == []
         for key in ("3-é", "none", "3-é"):
             tier.discard(key)
-        assert tier.get("3-é") is None and not tier.contains("3-é")
+        assert tier.get("3-é") is None and not tier.contains("3-é") and "3-é" not in set(tier.keys())
         assert tier.get("4-é") == pages["4-é"]
         tier.put("3-é", b"again")
         assert tier.get("3-é") == b"again"

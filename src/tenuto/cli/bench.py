@@ -20,7 +20,10 @@ from tenuto.cli.group import (
     print_runs,
     profile_option,
     steps_option,
+    wide_console,
 )
+
+STORED = ("raw", "raw+zstd", "fp8", "int8", "delta8+zstd", "int4", "int4+zstd")
 
 
 @main.group(cls=Group)
@@ -119,3 +122,44 @@ def kv(
     runs = bench(model, rows, out, job, device=device, command=command())
     print_runs([], runs, as_json)
     click.echo(f"Records: {out} (now: tenuto report {shlex.quote(str(out))})", err=as_json)
+
+
+@bench.command()
+@click.option("--model", default=DEFAULT_LANGUAGE, show_default=True, help="bundled:NAME or a folder.")
+@click.option("--store", "stores", multiple=True, help="An address; may be repeated [default: a folder, each codec].")
+@click.option("--context", default=1500, show_default=True, type=click.IntRange(2), help="Tokens of the prompt.")
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Turns of loading and computing.")
+@device_option
+@click.option("--out", type=FOLDER, help="Folder for one JSON record per row.")
+@json_option
+def store(
+    model: str, stores: tuple[str, ...], context: int, repeats: int, device: str, out: Path | None, as_json: bool
+) -> None:
+    """Load a prompt's keys and values from a store, against computing them."""
+    import json
+    from tempfile import TemporaryDirectory
+
+    from tqdm import tqdm
+
+    from tenuto.eval.folders import check_folder
+    from tenuto.eval.language import load_language
+    from tenuto.eval.records import file_name, write_record
+    from tenuto.eval.storing import measure
+    from tenuto.eval.terminal import store_table
+
+    if out:
+        check_folder(out)
+    language = load_language(model, device)
+    with TemporaryDirectory(prefix="tenuto-store-") as folder:
+        own = [f"disk:{folder}/{codec}?codec={codec.replace('+', '%2B')}" for codec in STORED]
+        asked = list(stores) or own
+        found = measure(language, asked, tokens=context, repeats=repeats)
+        rows = list(tqdm(found, total=len(asked), leave=False, disable=None))
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        for row in rows:
+            write_record(row, out / f"store-{file_name(f'{row.store}-{row.codec}')}.json")
+    if as_json:
+        click.echo(json.dumps([row.row() for row in rows], indent=1, allow_nan=False))
+    else:
+        wide_console().print(store_table(rows))

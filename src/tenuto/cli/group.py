@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,3 +110,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one li
 @click.version_option(__version__, prog_name="tenuto")
 def main() -> None:
     """Caching for pretrained generative models: hold what has not changed, within an error budget you set."""
+    warnings.showwarning = _warn
+
+
+def _warn(message: Warning | str, category: type[Warning], *where: Any, **others: Any) -> None:
+    """One line on standard error, as errors are."""
+    click.echo(f"tenuto: warning: {' '.join(str(message).split())}", err=True)

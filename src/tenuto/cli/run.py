@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -11,7 +12,7 @@ from tenuto.cli.group import FILE, device_option, guidance_option, main, model_o
 from tenuto.errors import InputError
 
 PICTURES = {"labels", "steps", "guidance", "seed", "profile", "out"}
-WORDS = {"budget", "every", "prompt_file", "max_tokens"}
+WORDS = {"budget", "every", "prompt_file", "max_tokens", "store"}
 
 
 @main.command()
@@ -27,6 +28,7 @@ WORDS = {"budget", "every", "prompt_file", "max_tokens"}
 @click.option("--every", type=click.IntRange(1), help="Language models: compress while decoding too, every N tokens.")
 @click.option("--prompt-file", type=FILE, help="Language models: the first prompt [default: asked for].")
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Of one answer.")
+@click.option("--store", help="Language models: keep and find prompts there, for example disk:~/.cache/tenuto/kv.")
 @device_option
 @click.pass_context
 def run(
@@ -43,6 +45,7 @@ def run(
     every: int | None,
     prompt_file: Path | None,
     max_tokens: int,
+    store: str | None,
     device: str,
 ) -> None:
     """Generate images, or talk with a language model, under a policy; say what it saved."""
@@ -52,7 +55,7 @@ def run(
     words = family_of(model) == "kv"
     _only(ctx, PICTURES if words else WORDS, model)
     if words:
-        _talk(model, policy, budget, every, prompt_file, max_tokens, device)
+        _talk(model, policy, budget, every, prompt_file, max_tokens, store, device)
         return
     from tenuto import catalog
     from tenuto.eval.job import Job
@@ -82,11 +85,13 @@ def _talk(
     every: int | None,
     prompt_file: Path | None,
     max_tokens: int,
+    store: str | None,
     device: str,
 ) -> None:
     from tenuto import catalog
     from tenuto.budget import MemoryBudget
     from tenuto.eval.chat import conversation, read_prompt
+    from tenuto.kv.reuse.prefix import PrefixStore
 
     if (policy is None) != (budget is None):
         lacking = "--budget, for example keep=0.25" if budget is None else "--policy, for example snapkv"
@@ -94,7 +99,10 @@ def _talk(
     chosen = catalog.parse(policy, "kv") if policy else None
     allowed = MemoryBudget.parse(budget) if budget else None
     first = read_prompt(prompt_file) if prompt_file else None
-    with conversation(model, chosen, allowed, every=every, most=max_tokens, device=device) as chat:
+    with ExitStack() as stack:
+        kept = stack.enter_context(PrefixStore(store)) if store else None
+        talk = conversation(model, chosen, allowed, every=every, most=max_tokens, device=device, store=kept)
+        chat = stack.enter_context(talk)
         prompt = first if first is not None else _ask()
         while prompt:
             for piece in chat.say(prompt):

@@ -15,6 +15,7 @@ from tenuto.eval.language import LanguageModel, check_length, load_language
 from tenuto.eval.reading import Entry, attached, new_cache, plain_bytes
 from tenuto.kv.attach import AttachedRun
 from tenuto.kv.policy import KVMethod
+from tenuto.kv.reuse.prefix import PrefixStore
 
 __all__ = ["Chat", "conversation", "read_prompt"]
 
@@ -74,7 +75,7 @@ class Chat:
         ids = self.language.encode(new)
         check_length(self.language, len(self.seen) + ids.shape[1] + self.most)
         start = time.perf_counter()
-        token, said, shown = self._next(ids), list[int](), ""
+        token, said, shown = self._next(ids[:, self._restored(ids) :]), list[int](), ""
         self.first, begun = time.perf_counter() - start, time.perf_counter()
         while token not in self.language.ends and len(said) < self.most:
             said.append(token)
@@ -86,6 +87,15 @@ class Chat:
         self.each = (time.perf_counter() - begun) / max(len(said), 1)
         self.turns.append({"role": "assistant", "content": shown})
         self.text += new + shown
+
+    def _restored(self, ids: torch.Tensor) -> int:
+        """Tokens of the first turn that came from a store."""
+        if self.seen or self.run is None or self.run.prefixes is None:
+            return 0
+        self.cache = self.run.restore(ids)
+        count: int = self.cache.get_seq_length()
+        self.seen += ids[0, :count].tolist()
+        return count
 
     @torch.no_grad()
     def _next(self, ids: torch.Tensor) -> int:
@@ -103,7 +113,7 @@ class Chat:
         return (
             f"{len(self.seen)} tokens seen; the cache holds {held / MEBI:.2f} of {full / MEBI:.2f} MiB, "
             f"{(full - held) / MEBI:.2f} MiB ({1 - held / full:.1%}) saved; {times}."
-        )
+        ) + (f" {self.run.prefixes.restored} tokens came from the store." if self.run.prefixes else "")
 
 
 @contextmanager
@@ -115,17 +125,19 @@ def conversation(
     every: int | None = None,
     most: int = 256,
     device: str = "auto",
+    store: PrefixStore | None = None,
 ) -> Iterator[Chat]:
     """A new conversation, with the policy attached inside the ``with`` block.
 
     Args:
         model: ``bundled:smollm2`` or a folder; policy, budget: None for the uncompressed cache.
         every: compress while decoding too, every so many tokens; most: tokens of one answer.
+        store: where the beginning of the first prompt is looked for, and prompts are kept.
 
     Raises:
         ModelError: the model is missing or damaged.
         AttachError, InputError, PolicyError: as :func:`tenuto.attach`.
     """
     language = load_language(model, device)
-    with attached(language, Entry(policy=policy, budget=budget, every=every)) as run:
+    with attached(language, Entry(policy=policy, budget=budget, every=every, store=store)) as run:
         yield Chat(language, run, most)

@@ -17,7 +17,8 @@ from tenuto.budget import MemoryBudget
 from tenuto.eval.language import LanguageModel
 from tenuto.eval.speed import synchronise
 from tenuto.kv.attach import AttachedRun, attach
-from tenuto.kv.policy import KVMethod
+from tenuto.kv.policy import KVMethod, KVPolicy
+from tenuto.kv.reuse.prefix import PrefixStore
 
 __all__ = ["Entry", "Held", "Reading", "attached", "new_cache", "plain_bytes", "reading"]
 
@@ -30,11 +31,13 @@ class Entry:
 
     Attributes:
         every: compress while decoding too, every so many tokens; None as the policy says.
+        store: where prefixes are found and kept; without a policy the cache is then held whole.
     """
 
     policy: KVMethod | None = None
     budget: MemoryBudget | None = None
     every: int | None = None
+    store: PrefixStore | None = None
 
     @property
     def name(self) -> str:
@@ -177,8 +180,10 @@ def attached(language: LanguageModel, entry: Entry) -> AbstractContextManager[At
         AttachError, InputError, PolicyError: as :func:`tenuto.attach`.
     """
     if entry.policy is None or entry.budget is None:
-        return nullcontext()
-    return attach(language.model, entry.policy, budget=entry.budget, every=entry.every)
+        if entry.store is None:
+            return nullcontext()
+        return attach(language.model, KVPolicy(), budget=MemoryBudget.keep(1.0), store=entry.store)
+    return attach(language.model, entry.policy, budget=entry.budget, every=entry.every, store=entry.store)
 
 
 @contextmanager

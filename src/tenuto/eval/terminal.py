@@ -9,8 +9,9 @@ from rich.table import Table
 
 from tenuto.eval.kvrun import KVRun, Score
 from tenuto.eval.run import Run, Timing
+from tenuto.eval.storing import StoreRow
 
-__all__ = ["kv_table", "shadow_table", "table"]
+__all__ = ["kv_table", "shadow_table", "store_table", "table"]
 
 MEBI = 2**20
 DASH = "-"
@@ -104,5 +105,41 @@ def kv_table(runs: Sequence[KVRun]) -> Table:
             _ratio(run.ttft),
             _number(run.decode_cpu_ms, ".1f"),
             _ratio(run.decode),
+        )
+    return shown
+
+
+def store_table(rows: Sequence[StoreRow]) -> Table:
+    """One row per store."""
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("store", no_wrap=True)
+    shown.add_column("codec", no_wrap=True)
+    for title in (
+        "loaded",
+        "MiB",
+        "of full",
+        "load s",
+        "compute s",
+        "faster",
+        "CPU",
+        "logits off",
+        "text",
+        "perplexity",
+    ):
+        shown.add_column(title, justify="right")
+    for row in rows:
+        shown.add_row(
+            row.store,
+            row.codec,
+            f"{row.restored}/{row.context}",
+            _size(row.bytes_stored),
+            f"{row.bytes_stored / row.bytes_full:.0%}",
+            f"{row.restore_s:.2f}",
+            f"{row.recompute_s:.2f}",
+            f"{row.speedup:.1f}x ({row.speedup_low:.1f} to {row.speedup_high:.1f})",
+            f"{row.cpu_speedup:.1f}x",
+            f"{row.logits_error:.1e}",
+            "same" if row.same_text else "other",
+            f"{row.perplexity:.3f} ({row.perplexity / row.perplexity_computed - 1:+.2%})",
         )
     return shown

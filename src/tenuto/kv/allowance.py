@@ -32,12 +32,13 @@ def allowance(
     coming: Sequence[int] | None = None,
     others: int = 0,
     new: int = 0,
+    token_bytes: int = 4,
 ) -> list[int]:
     """Entries each row may hold, all heads of all layers together.
 
     Args:
         coming: tokens per row of a step that has not begun; new: tokens per row that layers do not hold yet.
-        others: bytes of layers that slide.
+        others: bytes of layers that slide; token_bytes: bytes per token beside its entries: its position, and its id.
 
     Raises:
         InputError: the budget cannot hold sinks and window.
@@ -48,8 +49,7 @@ def allowance(
         return [int(budget.amount * s + 1e-9) * heads for s in seen]
     if budget.kind == "tokens":
         return [int(budget.amount) * heads] * len(seen)
-    each_token = 8 if policy.scorer.observes == "replay" else 4  # position, and id
-    spent = others + (sequences.columns + max(coming or [0]) + ROOM) * len(seen) * each_token
+    spent = others + (sequences.columns + max(coming or [0]) + ROOM) * len(seen) * token_bytes
     spent += sum(_summaries(policy, layout, tokens) for tokens in seen)
     size, free = int(budget.amount - spent) // max(len(seen), 1), policy.trigger.room("decode", 0, True)
     entries = []

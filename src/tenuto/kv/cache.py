@@ -37,6 +37,7 @@ class KVCache(Cache):  # type: ignore[misc]
         policy, budget, layout: what it was made with.
         sequences: what all layers know about the rows.
         replay: runs the model for a scorer that asks for it, on this cache.
+        keeper: is shown the cache before a prefill is compressed; level: of its store that the first tokens are from.
         pool: where old entries go under a policy with an index; None without.
         answering: whether the present call is of a question or an answer that is held whole.
     """
@@ -47,9 +48,11 @@ class KVCache(Cache):  # type: ignore[misc]
         budget: MemoryBudget,
         layout: Layout,
         replay: Callable[[KVCache], None],
+        keeper: Callable[[KVCache], None] | None = None,
         pool: Pool | None = None,
     ) -> None:
-        self.policy, self.budget, self.layout, self.replay, self.pool = policy, budget, layout, replay, pool
+        self.policy, self.budget, self.layout = policy, budget, layout
+        self.replay, self.keeper, self.pool = replay, keeper, pool
         self.sequences = Sequences(0, [], *[torch.zeros(0, 0, dtype=torch.int32)] * 2)
         layers: list[Any] = [
             KVLayer(policy, spec.site, self.sequences, Paged(policy, pool) if pool else None)
@@ -60,11 +63,9 @@ class KVCache(Cache):  # type: ignore[misc]
         super().__init__(layers=layers)
         self.layers: list[Any] = layers
         self.engine: list[KVLayer] = [layer for layer in layers if isinstance(layer, KVLayer)]
-        self.most = 0
-        self.since = 0
-        self.recording = self.fresh = self.deferred = self.pending = self.replaying = self.broken = self.answering = (
-            False
-        )
+        self.most = self.since = self.level = 0
+        self.recording = self.fresh = self.deferred = self.pending = False
+        self.replaying = self.broken = self.answering = False
 
     # One step.
 
@@ -104,7 +105,7 @@ class KVCache(Cache):  # type: ignore[misc]
         self.since += new
         self.pending |= prefill
         free = self.policy.trigger.room("decode", 0, True)
-        local = prefill and not (self.deferred or self.recording or self.joint)
+        local = prefill and not (self.deferred or self.recording or self.joint or self.keeper)
         at_once = local and self.policy.trigger.room("prefill", self.since, True) == 0
         sparse = indexed and new == 1 and (not prefill or self.answering)
         now = self._totals(each=True, new=new) if at_once or (sparse and not self.deferred) else None
@@ -171,7 +172,7 @@ class KVCache(Cache):  # type: ignore[misc]
     @property
     def keeps_tokens(self) -> bool:
         """Whether the ids of all tokens must be remembered."""
-        return self.policy.scorer.observes == "replay"
+        return self.policy.scorer.observes == "replay" or self.keeper is not None
 
     @property
     def joint(self) -> bool:
@@ -182,6 +183,8 @@ class KVCache(Cache):  # type: ignore[misc]
     def compress(self) -> None:
         """End a prefill: compress every row to the budget. Nothing happens if no token came since the last time."""
         self.pending = False
+        if self.keeper is not None:
+            self.keeper(self)
         room = self.policy.trigger.room("prefill", self.since, True)
         if room is not None and self.since:
             if self.policy.scorer.observes == "replay":
@@ -260,7 +263,7 @@ class KVCache(Cache):  # type: ignore[misc]
         """Entries each row may hold, all heads of all layers together, or of one layer (``each``)."""
         others = sum(t.untyped_storage().nbytes() for t in self._sliding())
         given = (self.budget, self.policy, self.layout, self.engine, self.sequences)
-        found = allowance(*given, coming=coming, others=others, new=new)
+        found = allowance(*given, coming=coming, others=others, new=new, token_bytes=8 if self.keeps_tokens else 4)
         return [total // len(self.engine) for total in found] if each else found
 
     def _sliding(self) -> list[torch.Tensor]:
@@ -371,7 +374,7 @@ class KVCache(Cache):  # type: ignore[misc]
 
     def empty(self) -> KVCache:
         """A new cache of this kind."""
-        return KVCache(self.policy, self.budget, self.layout, self.replay, self.pool)
+        return KVCache(self.policy, self.budget, self.layout, self.replay, self.keeper, self.pool)
 
     def reset(self) -> None:
         """Forget everything."""
@@ -386,7 +389,7 @@ class KVCache(Cache):  # type: ignore[misc]
         other.engine = [layer.copied(other.sequences) for layer in self.engine]
         mine = iter(other.engine)
         other.layers = [next(mine) if isinstance(layer, KVLayer) else copy.deepcopy(layer) for layer in self.layers]
-        other.since, other.broken = self.since, self.broken
+        other.since, other.broken, other.level = self.since, self.broken, self.level
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KVCache:

@@ -118,7 +118,7 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
     def page_out(self, totals: Sequence[int]) -> None:
         """At the end of a prefill: move down what does not fit the ``totals`` per row, all KV heads together."""
         if self.paged is not None:
-            self.held = self.paged.settle(self._held(), totals)
+            self.held = self.paged.settle(self.holding(), totals)
             self.paged.renew()
 
     def _holding(self, key: torch.Tensor, value: torch.Tensor, step: Step) -> Held:
@@ -179,7 +179,7 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         """What this layer shows an allocator of one row: its view, scored."""
         policy, probes = self.policy, self.probes[row]
         view = look(
-            self._held(),
+            self.holding(),
             row,
             self.site,
             positions=self.sequences.positions[row],
@@ -188,7 +188,12 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         )
         return scored(policy, view)
 
-    def _held(self) -> Held:
+    def holding(self) -> Held:
+        """What is held.
+
+        Raises:
+            AttachError: nothing yet.
+        """
         if self.held is None:
             raise AttachError("The cache is empty: run the model first.")
         return self.held
@@ -202,7 +207,7 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
     @torch.no_grad()
     def keep(self, rows: dict[int, tuple[Scored, torch.Tensor]]) -> None:
         """Make a selection final: scored view and classes kept, per row."""
-        held, policy = self._held(), self.policy
+        held, policy = self.holding(), self.policy
         kept = {}
         for row, (given, classes) in rows.items():
             segments = range(row * held.store.heads, (row + 1) * held.store.heads)

@@ -57,6 +57,9 @@ class Chain(Tier):
         if refusals:
             raise refusals[0]
 
+    def keys(self) -> list[str]:
+        return list(dict.fromkeys(key for tier in self.tiers for key in tier.keys()))  # noqa: SIM118 (a tier is no mapping)
+
     def bytes_used(self) -> int:
         return sum(tier.bytes_used() for tier in self.tiers)
 

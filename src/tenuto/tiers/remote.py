@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -52,10 +53,13 @@ class RemoteTier(Tier):
                 max_connections=connections,
                 retry=Retry(NoBackoff(), 0),
             )
+            pool = self._client.connection_pool
+            pool.connection_class(**pool.connection_kwargs)  # options it does not know; nothing is connected
             parts = urlsplit(url)
             self.name = f"{parts.hostname}:{parts.port}" if parts.hostname else parts.path  # without the password
-        except ValueError as error:
-            raise InputError("The address of a remote tier is not usable. Give redis://HOST:PORT/0.") from error
+        except (ValueError, TypeError) as error:
+            why = " (an option that redis-py does not know)" if isinstance(error, TypeError) else ""
+            raise InputError(f"The address of a remote tier is not usable{why}. Give redis://HOST:PORT/0.") from error
         self.timeout, self.pause = timeout, pause
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="tenuto-remote")
         self._rest_until = -1.0
@@ -90,6 +94,20 @@ class RemoteTier(Tier):
 
     def discard(self, key: str) -> None:
         self._ask(lambda client: client.delete(PREFIX + key))
+
+    def keys(self) -> list[str]:
+        """As :meth:`Tier.keys`, in pieces, each within the timeout."""
+        found: dict[str, None] = {}
+        cursor = 0
+        while True:
+            answer: Any = self._ask(partial(_scan, cursor))
+            try:
+                cursor, names = answer
+                found |= dict.fromkeys(name.decode("utf-8").removeprefix(PREFIX) for name in names)
+            except (TypeError, ValueError, AttributeError) as error:
+                raise StoreError(f"{self.name} does not answer as Valkey or Redis. Check the address.") from error
+            if cursor == 0:
+                return list(found)
 
     def bytes_used(self) -> int:
         """Memory of the whole server, other people's keys included: what is ours alone it cannot say cheaply."""
@@ -131,3 +149,8 @@ class RemoteTier(Tier):
                 f"{self.name} cannot be used ({error}). Check the server, the address and the password."
             ) from error
         return answer.result()
+
+
+def _scan(cursor: int, client: Any) -> object:
+    found: object = client.scan(cursor, match=f"{PREFIX}*", count=1000)
+    return found

@@ -59,6 +59,14 @@ class Tier(ABC):
         """
 
     @abstractmethod
+    def keys(self) -> list[str]:
+        """The keys of all pages held now; of a large or distant tier this may take long.
+
+        Raises:
+            StoreError: they cannot be known.
+        """
+
+    @abstractmethod
     def bytes_used(self) -> int:
         """Bytes that the tier occupies now, its own records around the pages included.
 

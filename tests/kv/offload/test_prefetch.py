@@ -81,7 +81,7 @@ def test_what_best_effort_leaves_out_is_counted_exactly() -> None:
     assert len(skips) == 3 and facts["pages_skipped"] == 6 and facts["mass_unknown"] == 0
     expected = 0.0
     for layer, skip in zip(cache.engine, skips, strict=True):
-        rest = layer._held().store
+        rest = layer.holding().store
         keys = torch.stack([rest.keys[rest.run(head)] for head in range(2)])
         left = torch.cat([fetch.result()[0] for fetch in skip.fetches], 1)
         shares = logits(skip.query[:, None], torch.cat([left, keys], 1), skip.scaling, None).softmax(-1)

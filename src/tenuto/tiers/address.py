@@ -1,0 +1,109 @@
+"""Tiers by their address, one text for Python, the command line and configuration files.
+
+    host:?max=1GiB                          memory of this process
+    device:cuda?max=1GiB                    memory of an accelerator (device:pinned: the host's, page-locked)
+    disk:~/.cache/tenuto/kv?max=10GiB       a folder, shared by the processes of this machine
+    redis://user:password@host:6379/0       a Valkey or Redis server (valkey:// is the same; rediss:// and valkeys://
+                                            with TLS; unix://PATH); ?timeout=SECONDS and redis-py's options
+    s3://bucket/folder                      an object store that fsspec knows
+
+Every address may say ``codec=int8`` (:mod:`tenuto.tiers.codec`; by default raw). Several, the fastest first, are
+separated by commas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
+
+from tenuto.budget import read_bytes
+from tenuto.errors import InputError, closest
+from tenuto.tiers.chain import Chain
+from tenuto.tiers.codec import PageCodec
+from tenuto.tiers.disk import DiskTier
+from tenuto.tiers.host import HostTier
+from tenuto.tiers.objects import ObjectTier
+from tenuto.tiers.remote import RemoteTier
+from tenuto.tiers.tier import Tier
+
+__all__ = ["Level", "open_levels", "open_tier"]
+
+EXAMPLE = "Give for example disk:~/.cache/tenuto/kv?max=10GiB, host:?max=1GiB or redis://HOST:6379/0."
+SERVERS = {"redis": "redis", "valkey": "redis", "rediss": "rediss", "valkeys": "rediss", "unix": "unix"}
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A tier, or several that hold the same bytes, and how their pages are stored."""
+
+    tier: Tier
+    codec: PageCodec
+
+
+def open_levels(addresses: str) -> list[Level]:
+    """The levels of one or more addresses; neighbours of one codec are one level, a :class:`Chain`.
+
+    Raises:
+        InputError: no such kind of tier, an option it does not have, or a tier that cannot be opened.
+    """
+    opened = [_open(text.strip()) for text in addresses.split(",")]
+    levels: list[Level] = []
+    for level in opened:
+        if levels and levels[-1].codec == level.codec:
+            before = levels[-1].tier
+            tiers = (*before.tiers, level.tier) if isinstance(before, Chain) else (before, level.tier)
+            levels[-1] = Level(Chain(tiers), level.codec)
+        else:
+            levels.append(level)
+    return levels
+
+
+def open_tier(address: str) -> Tier:
+    """The tier of one address without a codec, or the chain of several.
+
+    Raises:
+        InputError: as :func:`open_levels`, or a codec is asked for where only bytes are stored.
+    """
+    levels = open_levels(address)
+    if len(levels) > 1 or not levels[0].codec.exact or levels[0].codec.zstd:
+        raise InputError(f"{address!r} names a codec, which only a store of pages has. Leave it out.")
+    return levels[0].tier
+
+
+def _open(address: str) -> Level:
+    scheme, colon, rest = address.partition(":")
+    place, _, query = rest.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    codec = PageCodec.parse(options.pop("codec", "raw"))
+    if scheme in ("host", "device", "disk") and colon:
+        most = read_bytes(options.pop("max", "10GiB" if scheme == "disk" else "1GiB"))
+        if options:
+            raise InputError(
+                f"{address!r}: no option {next(iter(options))!r}.{closest(next(iter(options)), ['max', 'codec'])}"
+            )
+        return Level(_local(scheme, place, most), codec)
+    if scheme in SERVERS and rest.startswith("//"):
+        return Level(_server(SERVERS[scheme], place, options), codec)
+    if rest.startswith("//"):
+        return Level(ObjectTier(f"{scheme}:{place}" + (f"?{urlencode(options)}" if options else "")), codec)
+    raise InputError(
+        f"{address!r} is no address of a tier.{closest(scheme, ['host', 'device', 'disk', *SERVERS])} {EXAMPLE}"
+    )
+
+
+def _local(scheme: str, place: str, most: int) -> Tier:
+    if (scheme == "host") == bool(place):
+        raise InputError(f"'{scheme}:{place}': {'memory has no path' if place else 'the place is missing'}. {EXAMPLE}")
+    if scheme == "disk":
+        return DiskTier(Path(place).expanduser(), capacity=most)
+    return HostTier(most, device=place or None)
+
+
+def _server(scheme: str, place: str, options: dict[str, str]) -> Tier:
+    seconds = options.pop("timeout", "5")
+    try:
+        timeout = float(seconds)
+    except ValueError as error:
+        raise InputError(f"timeout={seconds!r} is no number of seconds. Give for example timeout=5.") from error
+    return RemoteTier(f"{scheme}:{place}" + (f"?{urlencode(options)}" if options else ""), timeout=timeout)
