@@ -30,6 +30,7 @@ PUBLIC = {
     "tenuto.diffusion.calibrate": ["calibrate"],
     "tenuto.errors": [name for name in errors.__all__ if name != "closest"],
     "tenuto.eval.run": ["Run"],
+    "tenuto.kv.offload.settings": ["Prefetch"],
     "tenuto.kv.policy": ["KVPolicy"],
     "tenuto.kv.reuse.prefix": ["PrefixStore"],
 }

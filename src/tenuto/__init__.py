@@ -35,18 +35,23 @@ if TYPE_CHECKING:
         TenutoError,
     )
     from tenuto.eval.run import Run
+    from tenuto.kv.offload.settings import Prefetch
     from tenuto.kv.policies.adakv import AdaKV
     from tenuto.kv.policies.cake import Cake
     from tenuto.kv.policies.expected_attention import ExpectedAttention
     from tenuto.kv.policies.h2o import H2O
+    from tenuto.kv.policies.icecache import IceCache
     from tenuto.kv.policies.kivi import Kivi
     from tenuto.kv.policies.knorm import Knorm
     from tenuto.kv.policies.kvmerger import KVMerger
     from tenuto.kv.policies.kvzip import KVzip
+    from tenuto.kv.policies.louiskv import LouisKV
     from tenuto.kv.policies.mikv import MiKV
     from tenuto.kv.policies.pyramidkv import PyramidKV
+    from tenuto.kv.policies.quest import Quest
     from tenuto.kv.policies.razor_attention import RazorAttention
     from tenuto.kv.policies.scissorhands import Scissorhands
+    from tenuto.kv.policies.shadowkv import ShadowKV
     from tenuto.kv.policies.snapkv import SnapKV
     from tenuto.kv.policies.streaming_llm import StreamingLLM
     from tenuto.kv.policies.think import ThinK
@@ -66,22 +71,27 @@ _HOMES = {
     "FastCache": "tenuto.diffusion.policies.fastcache",
     "FirstBlock": "tenuto.diffusion.policies.first_block",
     "H2O": "tenuto.kv.policies.h2o",
+    "IceCache": "tenuto.kv.policies.icecache",
     "InputError": "tenuto.errors",
     "KVMerger": "tenuto.kv.policies.kvmerger",
     "KVPolicy": "tenuto.kv.policy",
     "KVzip": "tenuto.kv.policies.kvzip",
     "Kivi": "tenuto.kv.policies.kivi",
     "Knorm": "tenuto.kv.policies.knorm",
+    "LouisKV": "tenuto.kv.policies.louiskv",
     "MemoryBudget": "tenuto.budget",
     "MiKV": "tenuto.kv.policies.mikv",
     "ModelError": "tenuto.errors",
     "PolicyError": "tenuto.errors",
+    "Prefetch": "tenuto.kv.offload.settings",
     "PrefixStore": "tenuto.kv.reuse.prefix",
     "Profile": "tenuto.calibration",
     "PyramidKV": "tenuto.kv.policies.pyramidkv",
+    "Quest": "tenuto.kv.policies.quest",
     "RazorAttention": "tenuto.kv.policies.razor_attention",
     "Run": "tenuto.eval.run",
     "Scissorhands": "tenuto.kv.policies.scissorhands",
+    "ShadowKV": "tenuto.kv.policies.shadowkv",
     "SnapKV": "tenuto.kv.policies.snapkv",
     "StoreError": "tenuto.errors",
     "StreamingLLM": "tenuto.kv.policies.streaming_llm",
@@ -105,22 +115,27 @@ __all__ = [
     "FastCache",
     "FirstBlock",
     "H2O",
+    "IceCache",
     "InputError",
     "KVMerger",
     "KVPolicy",
     "KVzip",
     "Kivi",
     "Knorm",
+    "LouisKV",
     "MemoryBudget",
     "MiKV",
     "ModelError",
     "PolicyError",
+    "Prefetch",
     "PrefixStore",
     "Profile",
     "PyramidKV",
+    "Quest",
     "RazorAttention",
     "Run",
     "Scissorhands",
+    "ShadowKV",
     "SnapKV",
     "StoreError",
     "StreamingLLM",

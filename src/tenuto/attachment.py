@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from tenuto.diffusion import denoiser
     from tenuto.diffusion.policy import FeaturePolicy, Recorder
     from tenuto.kv import attach as kv_attach
+    from tenuto.kv.offload.settings import Prefetch
     from tenuto.kv.policy import KVMethod, KVPolicy
     from tenuto.kv.reuse.prefix import PrefixStore
+    from tenuto.tiers.tier import Tier
 
 __all__ = ["attach"]
 
@@ -41,6 +43,8 @@ def attach(
     budget: MemoryBudget,
     every: int | None = None,
     store: PrefixStore | None = None,
+    tier: Tier | None = None,
+    prefetch: Prefetch | None = None,
 ) -> AbstractContextManager[kv_attach.AttachedRun]: ...
 def attach(
     target: Any,
@@ -53,6 +57,8 @@ def attach(
     budget: MemoryBudget | None = None,
     every: int | None = None,
     store: PrefixStore | None = None,
+    tier: Tier | None = None,
+    prefetch: Prefetch | None = None,
 ) -> AbstractContextManager[Any]:
     """Run a model under a caching policy inside a ``with`` block.
 
@@ -60,7 +66,7 @@ def attach(
         target: for a diffusion policy a diffusers pipeline or transformer; for a KV policy a transformers decoder.
         policy: a policy of either family.
         profile, count_flops, shadow, watcher: for diffusion policies, see ``tenuto.diffusion.attach``.
-        budget, every, store: for KV policies, see ``tenuto.kv.attach``; a budget must be given.
+        budget, every, store, tier, prefetch: for KV policies, see ``tenuto.kv.attach``; a budget must be given.
 
     Raises:
         InputError: the policy is none, an argument is of the other family, or a KV policy came without a budget.
@@ -69,7 +75,7 @@ def attach(
     from tenuto.diffusion.policy import FeaturePolicy
 
     feature = {"profile": profile, "watcher": watcher, "shadow": shadow or None}
-    stored = {"budget": budget, "every": every, "store": store}
+    stored = {"budget": budget, "every": every, "store": store, "tier": tier, "prefetch": prefetch}
     if isinstance(policy, FeaturePolicy):
         _refuse(policy, stored, "KV")
         from tenuto.diffusion.attach import attach as attach_features
@@ -88,7 +94,7 @@ def attach(
         )
     from tenuto.kv.attach import attach as attach_entries
 
-    return attach_entries(target, policy, budget=budget, every=every, store=store)
+    return attach_entries(target, policy, budget=budget, every=every, store=store, tier=tier, prefetch=prefetch)
 
 
 def _refuse(policy: Any, given: dict[str, Any], family: str) -> None:

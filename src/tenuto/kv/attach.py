@@ -1,4 +1,5 @@
-"""``attach``: put a KV policy on a transformers model, and take it off again. The only file that touches ``nn.Module``.
+"""``attach``: put a KV policy on a transformers model, and take it off again. The only file that changes an
+``nn.Module``; :mod:`tenuto.kv.offload.prefetch` looks at the inputs of layers.
 
     with attach(model, AdaKV(), budget=MemoryBudget.keep(0.5)) as run:
         model.generate(**inputs, max_new_tokens=100)
@@ -16,13 +17,10 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
 from functools import wraps
-from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,196 +30,24 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tenuto.budget import MemoryBudget
-from tenuto.calibration import fingerprint
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.cache import KVCache
 from tenuto.kv.layer import KVLayer
-from tenuto.kv.models import Layout, find_layout
+from tenuto.kv.models import Layout
+from tenuto.kv.offload.prefetch import watch
+from tenuto.kv.offload.settings import Prefetch
 from tenuto.kv.policy import Every, KVMethod, KVPolicy
 from tenuto.kv.reuse.prefix import PrefixStore
 from tenuto.kv.reuse.restore import Prefixes
-from tenuto.kv.saved import load, save
+from tenuto.kv.run import AttachedRun, current
 from tenuto.restoring import put_until
+from tenuto.tiers.host import HostTier
+from tenuto.tiers.tier import Tier
 
 __all__ = ["AttachedRun", "attach"]
 
 NAME = "tenuto"
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-_current: ContextVar[KVCache | None] = ContextVar("tenuto_kv_cache", default=None)
-
-
-class AttachedRun:
-    """What ``attach`` yields.
-
-    Attributes:
-        policy: what was attached; blocks: its choices; budget: what a cache may hold.
-        layout: what was found about the model.
-        last: the cache used last, None before the first call.
-    """
-
-    def __init__(self, model: Any, policy: KVPolicy | KVMethod, blocks: KVPolicy, budget: MemoryBudget) -> None:
-        self.policy, self.blocks, self.budget = policy, blocks, budget
-        self.model = model
-        self.layout = find_layout(model)
-        self.prefixes: Prefixes | None = None
-        self.last: KVCache | None = None
-        self.deferred: list[KVCache] | None = None
-
-    def cache(self) -> KVCache:
-        """A new, empty cache, to be given as ``past_key_values``: for several turns or questions on one cache."""
-        return KVCache(
-            self.blocks, self.budget, self.layout, self._replay, self.prefixes.keep if self.prefixes else None
-        )
-
-    def restore(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> KVCache:
-        """A cache that holds the longest prefix of a prompt that the store has; ``generate`` does this by itself.
-
-        Args:
-            ids: ``[batch, tokens]``; mask: of the same shape, for padding on the left. Give the model what comes after
-                the ``get_seq_length()`` columns of the cache.
-
-        Raises:
-            AttachError: no store is attached.
-        """
-        if self.prefixes is None:
-            raise AttachError("There is no store to restore from: attach(model, policy, budget=..., store=...).")
-        cache = self.cache()
-        self.prefixes.restore(cache, ids, mask)
-        return cache
-
-    def save(self, path: Path | str, cache: KVCache | None = None) -> None:
-        """Write a cache (by default the last one) to a file, for the same model and policy.
-
-        Raises:
-            InputError: there is nothing to save, or the file cannot be written.
-        """
-        chosen = cache or self.last
-        if chosen is None:
-            raise InputError("There is no cache yet: run the model on a prompt before saving.")
-        save(chosen, path, fingerprint(self.layout.decoder))
-
-    def load(self, path: Path | str) -> KVCache:
-        """A cache from a file, to be given as ``past_key_values``.
-
-        Raises:
-            InputError: no such file, a damaged one, or the cache of another model or policy.
-        """
-        return load(self.cache(), path, fingerprint(self.layout.decoder), self.model.device)
-
-    def stored(self, ids: torch.Tensor) -> int:
-        """How many tokens of a prompt ``[1, tokens]`` the store has, from the first on.
-
-        Raises:
-            AttachError: no store is attached.
-        """
-        if self.prefixes is None:
-            raise AttachError("There is no store to look in: attach(model, policy, budget=..., store=...).")
-        return self.prefixes.shelf().match(ids[0].tolist())
-
-    @property
-    def bytes_held(self) -> int:
-        """Bytes the last cache holds, counted from its tensors."""
-        return self.last.bytes_held if self.last else 0
-
-    @property
-    def bytes_full(self) -> int:
-        """Bytes DynamicCache would hold for the same tokens."""
-        return self.last.bytes_full if self.last else 0
-
-    def summary(self) -> dict[str, Any]:
-        """The last cache in numbers: tokens seen, entries held, bytes held and full, their ratio, most bytes held."""
-        held, full = self.bytes_held, self.bytes_full
-        rows = [number for layer in self.last.counts() for row in layer for number in row] if self.last else []
-        return {
-            "policy": type(self.policy).__name__,
-            "budget": str(self.budget),
-            "tokens_seen": max(self.last.sequences.seen, default=0) if self.last else 0,
-            "entries_per_head": sum(rows) / len(rows) if rows else 0.0,
-            "bytes_held": held,
-            "bytes_full": full,
-            "compression_ratio": full / held if held else 1.0,
-            "peak_bytes": self.last.peak if self.last else 0,
-            "tokens_restored": self.prefixes.restored if self.prefixes else 0,
-        }
-
-    @contextmanager
-    def prefill(self) -> Iterator[None]:
-        """Calls made inside are chunks of one prompt: what they put into a cache is compressed at the end, at once."""
-        self.deferred = []
-        try:
-            yield
-            for cache in self.deferred:
-                cache.deferred = False
-                cache.compress()
-        finally:
-            self.deferred = None
-
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """What calls inside put into a cache is held whole: for questions and answers on a compressed context."""
-        self.deferred = []
-        try:
-            yield
-        finally:
-            self.deferred = None
-
-    def step(self, original: Callable[..., Any], named: dict[str, Any]) -> Any:
-        """One call of the decoder's ``forward``."""
-        cache = self._cache_for(named)
-        if cache is None:
-            return original(**named)
-        ids, embeds = named.get("input_ids"), named.get("inputs_embeds")
-        mask, positions = named.get("attention_mask"), named.get("position_ids")
-        given: Any = ids if ids is not None else embeds
-        if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
-            raise AttachError("An attention mask of four dimensions was given. Give a mask [batch, tokens], or none.")
-        if positions is not None and positions.dim() != 2:
-            raise AttachError("Positions of several kinds per token (as multimodal models have) are not supported.")
-        self.last, cache.deferred = cache, self.deferred is not None
-        if self.deferred is not None and cache not in self.deferred:
-            self.deferred.append(cache)
-        cache.begin(given.shape[0], given.shape[1], mask, positions, given.device)
-        if cache.keeps_tokens:
-            cache.note(ids)
-        token = _current.set(cache)
-        try:
-            result = original(**named)
-        finally:
-            _current.reset(token)
-        cache.finish()
-        return result
-
-    def _cache_for(self, named: dict[str, Any]) -> KVCache | None:
-        cache, wanted = named.get("past_key_values"), named.get("use_cache")
-        if cache is None and not (self.layout.config.use_cache if wanted is None else wanted):
-            return None
-        if cache is None:
-            cache = named["past_key_values"] = self.cache()
-        if not isinstance(cache, KVCache) or cache.layout.decoder is not self.layout.decoder:
-            kind = "The cache of another model" if isinstance(cache, KVCache) else f"A {type(cache).__name__}"
-            raise AttachError(f"{kind} was passed to an attached model. Pass none, or one made by run.cache().")
-        return cache
-
-    def _replay(self, cache: KVCache) -> None:
-        """Run what the scorer asks for over the cache, one call for all rows each, and take it back."""
-        tokens, scorer = cache.sequences.tokens, self.blocks.scorer
-        wanted = zip_longest(*[scorer.replay(row[row >= 0].long()) for row in tokens])
-        for chunk in wanted:
-            width = max(0 if part is None else len(part) for part in chunk)
-            ids = tokens.new_zeros(len(chunk), width, dtype=torch.int64)
-            mask = torch.zeros_like(ids)
-            for row, part in enumerate(chunk):
-                if part is not None and len(part):
-                    ids[row, -len(part) :], mask[row, -len(part) :] = part, 1
-            last = cache.sequences.positions[:, -1:].long()
-            with cache.borrowed(mask.sum(-1).tolist()):
-                self.layout.decoder(
-                    input_ids=ids,
-                    attention_mask=torch.cat([(tokens >= 0).long(), mask], 1),
-                    position_ids=(last + mask.cumsum(-1)).clamp(min=0),
-                    past_key_values=cache,
-                    use_cache=True,
-                )
 
 
 def _attention(
@@ -235,7 +61,7 @@ def _attention(
     **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What transformers calls instead of its own attention: ours on layers of ours, SDPA on all others."""
-    cache, number = _current.get(), getattr(module, "layer_idx", None)
+    cache, number = current.get(), getattr(module, "layer_idx", None)
     layer = cache.layers[number] if cache is not None and isinstance(number, int) else None
     if not isinstance(layer, KVLayer):
         plain: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
@@ -250,7 +76,7 @@ def _attention(
 
 def _mask(*args: Any, **options: Any) -> torch.Tensor | None:
     """Our attention needs no mask; layers that slide, and calls without a cache, get SDPA's."""
-    cache = _current.get()
+    cache = current.get()
     if cache is not None and len(cache.engine) == len(cache.layers):
         return None
     made: torch.Tensor | None = sdpa_mask(*args, **options)
@@ -327,6 +153,15 @@ def _check(blocks: KVPolicy, budget: MemoryBudget, layout: Layout) -> None:
         )
 
 
+def _tier_of(blocks: KVPolicy, tier: Tier | None, prefetch: Prefetch | None) -> Tier | None:
+    if blocks.index is None and (tier is not None or prefetch is not None):
+        raise InputError(
+            "tier= and prefetch= are for policies that move old entries out of memory, such as Quest(); this one keeps "
+            "or evicts them. Leave them out."
+        )
+    return tier or (None if blocks.index is None else HostTier(2**62))
+
+
 @contextmanager
 def attach(
     model: Any,
@@ -335,6 +170,8 @@ def attach(
     budget: MemoryBudget,
     every: int | None = None,
     store: PrefixStore | None = None,
+    tier: Tier | None = None,
+    prefetch: Prefetch | None = None,
 ) -> Iterator[AttachedRun]:
     """Run a transformers model under a KV policy inside a ``with`` block.
 
@@ -346,16 +183,19 @@ def attach(
             the policy says, which for most methods is at the end of every prefill only.
         store: where prompts that were read before are found, and new ones are kept; ``generate`` asks it. It stays
             open. What a policy throws away in this request is in the store all the same: prompts are kept whole.
+        tier: where old entries go under a policy with an index, by default the memory of this process. The budget is
+            then for what stays in the model's memory, and holds while decoding too.
+        prefetch: fetch pages before they are asked for; by default they are fetched when they are.
 
     Raises:
         AttachError: no such model, attention that is not standard, attached already, or a store that a model of this
             kind or this policy cannot use.
-        InputError: the budget is below what the policy always keeps.
+        InputError: the budget is below what the policy always keeps, or a tier was given to a policy without an index.
         PolicyError: the codec cannot encode heads of this size.
     """
     blocks = policy.compose() if isinstance(policy, KVMethod) else policy
     blocks = blocks if every is None else replace(blocks, trigger=Every(every))
-    run = AttachedRun(model, policy, blocks, budget)
+    run = AttachedRun(model, policy, blocks, budget, _tier_of(blocks, tier, prefetch), prefetch)
     _check(blocks, budget, run.layout)
     run.prefixes = Prefixes(store, model, run.layout, blocks) if store is not None else None
     if run.layout.decoder in _attached:
@@ -366,6 +206,8 @@ def attach(
         _attached.add(run.layout.decoder)
         stack.callback(_attached.discard, run.layout.decoder)
         _wrap_decoder(stack, run)
+        if prefetch is not None:
+            watch(stack, run.layout, prefetch, current.get)
         if isinstance(model, GenerationMixin):
             _wrap_generation(stack, run)
         if store is not None:

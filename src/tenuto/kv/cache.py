@@ -18,12 +18,14 @@ from transformers.cache_utils import Cache
 
 from tenuto.budget import MemoryBudget
 from tenuto.errors import AttachError, InputError
+from tenuto.kv.allowance import allowance, kv_heads, spare
 from tenuto.kv.compress import plan
 from tenuto.kv.layer import KVLayer
 from tenuto.kv.models import Layout
+from tenuto.kv.offload.paged import Paged
+from tenuto.kv.offload.pool import Pool
 from tenuto.kv.policy import KVPolicy
 from tenuto.kv.step import Sequences, Step
-from tenuto.kv.store import ROOM
 
 __all__ = ["KVCache"]
 
@@ -36,6 +38,8 @@ class KVCache(Cache):  # type: ignore[misc]
         sequences: what all layers know about the rows.
         replay: runs the model for a scorer that asks for it, on this cache.
         keeper: is shown the cache before a prefill is compressed; level: of its store that the first tokens are from.
+        pool: where old entries go under a policy with an index; None without.
+        answering: whether the present call is of a question or an answer that is held whole.
     """
 
     def __init__(
@@ -45,17 +49,23 @@ class KVCache(Cache):  # type: ignore[misc]
         layout: Layout,
         replay: Callable[[KVCache], None],
         keeper: Callable[[KVCache], None] | None = None,
+        pool: Pool | None = None,
     ) -> None:
-        self.policy, self.budget, self.layout, self.replay, self.keeper = policy, budget, layout, replay, keeper
+        self.policy, self.budget, self.layout = policy, budget, layout
+        self.replay, self.keeper, self.pool = replay, keeper, pool
         self.sequences = Sequences(0, [], *[torch.zeros(0, 0, dtype=torch.int32)] * 2)
         layers: list[Any] = [
-            KVLayer(policy, spec.site, self.sequences) if spec.site else spec.sliding_layer() for spec in layout.layers
+            KVLayer(policy, spec.site, self.sequences, Paged(policy, pool) if pool else None)
+            if spec.site
+            else spec.sliding_layer()
+            for spec in layout.layers
         ]
         super().__init__(layers=layers)
         self.layers: list[Any] = layers
         self.engine: list[KVLayer] = [layer for layer in layers if isinstance(layer, KVLayer)]
         self.most = self.since = self.level = 0
-        self.recording = self.fresh = self.deferred = self.pending = self.replaying = self.broken = False
+        self.recording = self.fresh = self.deferred = self.pending = False
+        self.replaying = self.broken = self.answering = False
 
     # One step.
 
@@ -84,7 +94,8 @@ class KVCache(Cache):  # type: ignore[misc]
         valid = None if mask is None or bool((last := mask[:, -new:].bool()).all()) else last
         counts = [new] * batch if valid is None else [int(n) for n in valid.sum(-1)]
         prefill = self.deferred or (new > 1 and (not self.recording or self.fresh) and not self.replaying)
-        if not prefill and rows.columns and not self.replaying:
+        indexed = self.policy.index is not None
+        if not prefill and rows.columns and not self.replaying and not indexed:
             self._make_room(counts)
         index = torch.arange(rows.columns, rows.columns + new, device=device, dtype=torch.int32)
         where = index[None] if positions is None else positions.to(torch.int32)
@@ -96,15 +107,17 @@ class KVCache(Cache):  # type: ignore[misc]
         free = self.policy.trigger.room("decode", 0, True)
         local = prefill and not (self.deferred or self.recording or self.joint or self.keeper)
         at_once = local and self.policy.trigger.room("prefill", self.since, True) == 0
-        now = self._totals(each=True, new=new) if at_once else None
+        sparse = indexed and new == 1 and (not prefill or self.answering)
+        now = self._totals(each=True, new=new) if at_once or (sparse and not self.deferred) else None
         step = Step(
             new=new,
             index=index,
             valid=valid,
             remember=self._probes(new, prefill) if (prefill or free is not None) and not self.replaying else 0,
-            spare=0 if new > 1 else _spare(free),
+            spare=0 if new > 1 or (indexed and self.budget.kind == "bytes") else spare(free),
             now=now,
             settle=not prefill and not self.replaying,
+            sparse=sparse,
             observing=self.policy.scorer.observes == ("replay" if self.replaying else "calls"),
         )
         self.broken = True
@@ -195,7 +208,10 @@ class KVCache(Cache):  # type: ignore[misc]
     def _compress(self, totals: Sequence[int | None]) -> None:
         rows = [row for row, total in enumerate(totals) if total is not None]
         self.most = max(self.most, self.bytes_held)
-        if self.joint:
+        if self.pool is not None:
+            for layer in self.engine:
+                layer.page_out([(total or 0) // len(self.engine) for total in totals])
+        elif self.joint:
             views = {row: [layer.look(row) for layer in self.engine] for row in rows}
             plans = {row: plan(self.policy, views[row], totals[row] or 0) for row in rows}
             for number, layer in enumerate(self.engine):
@@ -238,38 +254,17 @@ class KVCache(Cache):  # type: ignore[misc]
     # Budget and books.
 
     def _heads(self) -> int:
-        return sum(spec.kv_heads for spec in self.layout.layers if spec.site)
+        return kv_heads(self.layout)
 
     def _held(self, row: int) -> int:
         return sum(sum(layer.counts()[row]) for layer in self.engine)
 
     def _totals(self, coming: Sequence[int] | None = None, each: bool = False, new: int = 0) -> list[int]:
-        """Entries each row may hold, all heads of all layers together, or of one layer (``each``).
-
-        Args:
-            coming: tokens per row of a step that has not begun; new: tokens per row that layers do not hold yet.
-        """
-        seen = [s + c for s, c in zip(self.sequences.seen, coming or [0] * len(self.sequences.seen), strict=True)]
-        heads = self._heads() // len(self.engine) if each else self._heads()
-        if self.budget.kind == "keep":
-            return [int(self.budget.amount * s + 1e-9) * heads for s in seen]
-        if self.budget.kind == "tokens":
-            return [int(self.budget.amount) * heads] * len(seen)
+        """Entries each row may hold, all heads of all layers together, or of one layer (``each``)."""
         others = sum(t.untyped_storage().nbytes() for t in self._sliding())
-        each_token = 8 if self.keeps_tokens else 4  # position, and id
-        spent = others + (self.sequences.columns + max(coming or [0]) + ROOM) * len(seen) * each_token
-        size, free = int(self.budget.amount - spent) // max(len(seen), 1), self.policy.trigger.room("decode", 0, True)
-        entries = []
-        for row in range(len(seen)):
-            whole, shared = map(sum, zip(*[layer.stock(row) for layer in self.engine], strict=True))
-            fresh = whole / self._heads() + new + (free or 0)
-            entries.append(self.layout.entries(size, self.policy, shared, fresh))
-        if min(entries) < max(self.policy.floor, 1):
-            raise InputError(
-                f"The budget {self.budget} holds {max(min(entries), 0)} tokens per head of {len(seen)} rows, and the "
-                f"policy keeps at least {max(self.policy.floor, 1)} (sinks and window). Give a larger budget."
-            )
-        return [count * heads for count in entries]
+        given = (self.budget, self.policy, self.layout, self.engine, self.sequences)
+        found = allowance(*given, coming=coming, others=others, new=new, token_bytes=8 if self.keeps_tokens else 4)
+        return [total // len(self.engine) for total in found] if each else found
 
     def _sliding(self) -> list[torch.Tensor]:
         others = [layer for layer in self.layers if not isinstance(layer, KVLayer) and layer.is_initialized]
@@ -303,10 +298,13 @@ class KVCache(Cache):  # type: ignore[misc]
         return [layer.counts() for layer in self.engine]
 
     def survivors(self, layer: int, row: int = 0, head: int = 0) -> list[int]:
-        """Numbers of the tokens whose entries one head holds, in order; -1 for one that stands for no one token."""
-        held = self.engine[layer].held
+        """Numbers of the tokens whose entries one head holds, in pages out of memory too, in order; -1 for one that
+        stands for no one token."""
+        held, paged = self.engine[layer].held, self.engine[layer].paged
         index = None if held is None else held.column(row * held.store.heads + head, "index")
-        return [] if index is None else [int(number) for number in index]
+        below = paged.rows[row].numbers.tolist() if paged is not None and paged.rows else []
+        mine = [] if index is None else [int(number) for number in index]
+        return sorted(mine + below) if below else mine
 
     # What generation does to a cache.
 
@@ -374,14 +372,18 @@ class KVCache(Cache):  # type: ignore[misc]
             rows = torch.arange(len(self.sequences.seen)).repeat_interleave(repeats)
             self.batch_select_indices(rows.to(self.sequences.positions.device))
 
+    def empty(self) -> KVCache:
+        """A new cache of this kind."""
+        return KVCache(self.policy, self.budget, self.layout, self.replay, self.keeper, self.pool)
+
     def reset(self) -> None:
         """Forget everything."""
-        for name, value in vars(KVCache(self.policy, self.budget, self.layout, self.replay, self.keeper)).items():
+        for name, value in vars(self.empty()).items():
             setattr(self, name, value)
 
     def fork(self) -> KVCache:
         """An independent copy: ask several questions on one compressed context, each on its own fork."""
-        other = KVCache(self.policy, self.budget, self.layout, self.replay, self.keeper)
+        other = self.empty()
         shared = self.sequences
         other.sequences = Sequences(shared.columns, list(shared.seen), shared.positions, shared.tokens)
         other.engine = [layer.copied(other.sequences) for layer in self.engine]
@@ -392,8 +394,3 @@ class KVCache(Cache):  # type: ignore[misc]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KVCache:
         return self.fork()
-
-
-def _spare(free: int | None) -> int:
-    """Slots to grow by beyond the new one: a divisor of what the trigger leaves free, so that the budget is met."""
-    return ROOM - 1 if free is None else max(n for n in range(1, ROOM + 1) if max(free, 1) % n == 0) - 1

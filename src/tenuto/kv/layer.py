@@ -12,6 +12,7 @@ from transformers.cache_utils import CacheLayerMixin
 from tenuto.errors import AttachError
 from tenuto.kv.attend import attend
 from tenuto.kv.compress import Probes, Site, commit, look, plan, scored, settle, turn
+from tenuto.kv.offload.paged import Paged
 from tenuto.kv.policy import ALL, Entries, KVPolicy, Scored
 from tenuto.kv.step import Sequences, Step
 from tenuto.kv.store import Held, Store
@@ -20,14 +21,14 @@ __all__ = ["KVLayer"]
 
 
 class KVLayer(CacheLayerMixin):  # type: ignore[misc]
-    """The entries of one layer, and the last queries that saw them."""
+    """The entries of one layer, and the last queries that saw them; ``paged`` has those that left memory."""
 
     is_sliding = False
     is_croppable = True
 
-    def __init__(self, policy: KVPolicy, site: Site, sequences: Sequences) -> None:
+    def __init__(self, policy: KVPolicy, site: Site, sequences: Sequences, paged: Paged | None = None) -> None:
         super().__init__()
-        self.policy, self.site, self.sequences = policy, site, sequences
+        self.policy, self.site, self.sequences, self.paged = policy, site, sequences, paged
         self.held: Held | None = None
         self.probes: list[Probes] = []
         self.step: Step | None = None
@@ -79,6 +80,8 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
             held = self.held = self._holding(key, value, step)
             if step.remember:
                 self._remember(query, step)
+        if self.paged is not None and (step.sparse or self.paged.used):
+            return self._attend_paged(self.paged, query, held, step, softcap)
         watch = step.observing and policy.scorer.observes != "no"
         output = attend(
             query,
@@ -88,9 +91,35 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
             softcap=softcap,
             observer=self._observe if watch else None,
         )
-        if step.now is not None:
+        if step.now is not None and self.paged is not None:
+            self.page_out(step.now)
+        elif step.now is not None:
             self.compress([[self.look(row)] for row in range(len(self.sequences.seen))], step.now)
         return output
+
+    @torch.no_grad()
+    def _attend_paged(
+        self, paged: Paged, query: torch.Tensor, held: Held, step: Step, softcap: float | None
+    ) -> torch.Tensor:
+        """Attention where old entries are pages, or may be from this step on."""
+        if step.sparse and step.now is not None:
+            held = self.held = paged.settle(held, step.now)
+        if paged.used:
+            if step.sparse and self.site.rope is not None:
+                paged.learn(query[:, :, -1], self.sequences.positions[:, -1], self.site.rope)
+            output = paged.attend(query, held, step, self.site.scaling, softcap)
+        else:
+            output = attend(query, held, valid=step.valid, scaling=self.site.scaling, softcap=softcap)
+        if not step.sparse and step.now is not None:
+            self.page_out(step.now)
+        return output
+
+    @torch.no_grad()
+    def page_out(self, totals: Sequence[int]) -> None:
+        """At the end of a prefill: move down what does not fit the ``totals`` per row, all KV heads together."""
+        if self.paged is not None:
+            self.held = self.paged.settle(self.holding(), totals)
+            self.paged.renew()
 
     def _holding(self, key: torch.Tensor, value: torch.Tensor, step: Step) -> Held:
         held = self._empty(key, value) if self.held is None else self.held
@@ -207,6 +236,8 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         if self.held is not None:
             self.held = self.held.selected(rows)
             self.probes = [self.probes[row] for row in rows]
+        if self.paged is not None:
+            self.paged = self.paged.selected(rows)
 
     def drop_last(self, counts: Sequence[int], columns: int) -> None:
         """Forget the newest entries of each row, which came after token ``columns``.
@@ -217,7 +248,9 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         if self.held is None or not any(counts):
             return
         store = self.held.store
-        if any(length < counts[s // store.heads] for s, length in enumerate(store.lengths)):
+        sinks = [self.policy.selector.sinks if row.pages else 0 for row in self.paged.rows] if self.paged else []
+        sinks = sinks or [0] * store.rows
+        if any(length - sinks[s // store.heads] < counts[s // store.heads] for s, length in enumerate(store.lengths)):
             raise AttachError(
                 "Tokens to take back have been encoded or evicted. Assisted decoding needs a policy that keeps at "
                 "least the proposed tokens in full precision: fewer proposed tokens, or a larger window or residual."
@@ -238,11 +271,14 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         if self.held is not None:
             other.held = self.held.selected(range(self.held.store.rows))
             other.probes = list(self.probes)
+        if self.paged is not None:
+            other.paged = self.paged.selected(range(len(self.paged.rows)))
         return other
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything held, by name."""
         named = {} if self.held is None else self.held.tensors()
+        named |= {f"paged.{name}": tensor for name, tensor in self.paged.tensors().items()} if self.paged else {}
         for row, probes in enumerate(self.probes):
             named |= {f"{row}.queries": probes.queries, f"{row}.query_index": probes.index}
         return named
@@ -257,9 +293,10 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         return whole, sum(code[self.policy.codec.shared].nbytes for code in codes)
 
     def counts(self) -> list[list[int]]:
-        """Entries held per batch row and KV head."""
+        """Entries held in memory per batch row and KV head."""
         if self.held is None:
             return []
         heads = self.held.store.heads
-        lengths = [self.held.length(segment) for segment in range(len(self.held.store.lengths))]
+        hot = [row.hot_entries for row in self.paged.rows] if self.paged else []
+        lengths = [self.held.length(s) + (hot[s // heads] if hot else 0) for s in range(len(self.held.store.lengths))]
         return [lengths[start : start + heads] for start in range(0, len(lengths), heads)]

@@ -40,13 +40,23 @@ class Layout:
 
     Attributes:
         decoder: the module whose ``forward`` is one step; config: of the text decoder.
-        layers: one spec per layer; itemsize: bytes per number of keys and values.
+        layers: one spec per layer; dtype: of keys and values.
     """
 
     decoder: nn.Module
     config: Any
     layers: tuple[LayerSpec, ...]
-    itemsize: int
+    dtype: torch.dtype
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per number of keys and values."""
+        return self.dtype.itemsize
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The decoder's layers, in order."""
+        return _blocks(self.decoder)
 
     @property
     def token_bytes(self) -> int:
@@ -149,7 +159,7 @@ def find_layout(model: Any) -> Layout:
             site = Site(cached.index(number), len(cached), width**-0.5, _rope_of(decoder, attention, kind))
         sliding = partial(DynamicSlidingWindowLayer, **options[number])
         specs.append(LayerSpec(site, sliding, heads, heads // attention.num_key_value_groups, width))
-    return Layout(decoder, config, tuple(specs), model.dtype.itemsize)
+    return Layout(decoder, config, tuple(specs), model.dtype)
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from tenuto.errors import PolicyError
 from tenuto.kv.blocks import ALL, Allocator, Codec, Positioner, Reducer, Scorer, Selector, Trigger
+from tenuto.kv.index import Index, shared
 from tenuto.kv.trivial import Drop, Every, Original, PrefillEnd, Recency, TopK, Uniform
 from tenuto.kv.view import Code, Entries, Scored, View
 from tenuto.paper import Paper
@@ -27,6 +28,7 @@ __all__ = [
     "Drop",
     "Entries",
     "Every",
+    "Index",
     "KVMethod",
     "KVPolicy",
     "Original",
@@ -42,6 +44,7 @@ __all__ = [
     "Trigger",
     "Uniform",
     "View",
+    "shared",
 ]
 
 
@@ -59,6 +62,7 @@ class KVPolicy:
     losers: Reducer = Drop()
     codec: Codec | None = None
     positioner: Positioner = Original()
+    index: Index | None = None
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -67,6 +71,16 @@ class KVPolicy:
                 object.__setattr__(self, item.name, getattr(given.compose(), item.name))
         if self.codec is not None and self.positioner != Original():
             raise PolicyError("Encoded keys cannot be turned to other positions: leave out the codec or the positions.")
+        if self.index is not None:
+            self._check_index()
+
+    def _check_index(self) -> None:
+        allowed = {"index", "trigger"} | ({"selector"} if isinstance(self.selector, TopK) else set())
+        if names := ", ".join(name for name in self.choices() if name not in allowed):
+            raise PolicyError(
+                f"With {type(self.index).__name__} nothing is evicted or encoded, old entries leave memory whole: "
+                f"leave out the other choices ({names})."
+            )
 
     def choices(self) -> dict[str, Any]:
         """The blocks that are not the trivial ones, by name."""
@@ -74,8 +88,9 @@ class KVPolicy:
 
     @property
     def floor(self) -> int:
-        """Entries per head below which no budget can go: sinks, window and what the reducer adds."""
-        return self.selector.sinks + self.selector.window + self.losers.extra
+        """Entries per head below which no budget can go: sinks, window, what the reducer adds or an index needs."""
+        reserve = self.index.reserve + (self.selector.window == 0) if self.index else 0
+        return self.selector.sinks + self.selector.window + self.losers.extra + reserve
 
     @property
     def probes(self) -> int:

@@ -56,12 +56,14 @@ def save(cache: KVCache, path: Path | str, mark: str) -> None:
 
 
 def _exact(cache: KVCache) -> dict[str, torch.Tensor]:
-    """The tensors of a cache, without slots that hold nothing yet."""
-    named = cache.tensors()
+    """The tensors of a cache, without slots that hold nothing yet, with pages that are out of memory."""
+    named = {name: tensor for name, tensor in cache.tensors().items() if ".paged." not in name}
     for number, layer in enumerate(cache.engine):
         if layer.held is not None:
             store = layer.held.selected(range(layer.held.store.rows)).store
             named |= {f"{number}.{name}": tensor for name, tensor in store.tensors().items()}
+        if layer.paged is not None:
+            named |= {f"{number}.paged.{name}": tensor for name, tensor in layer.paged.saved().items()}
     return named
 
 
@@ -116,4 +118,7 @@ def _fill_layer(layer: KVLayer, named: dict[str, torch.Tensor], lengths: list[in
         encoded.append(Encoded(code, mine["index"], mine.get("weights"), mine.get("state")) if code else None)
     origins = {s: named[f"{s}.origin"] for s in range(len(lengths)) if f"{s}.origin" in named}
     layer.held = Held(store, layer.policy.codec, encoded, origins)
+    if layer.paged is not None:
+        mine = {k.removeprefix("paged."): v for k, v in named.items() if k.startswith("paged.")}
+        layer.paged.restore(mine, rows)
     layer.probes = [Probes(named[f"{row}.queries"], named[f"{row}.query_index"]) for row in range(rows)]

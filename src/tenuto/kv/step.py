@@ -37,6 +37,7 @@ class Step:
         now: entries each layer may hold per row, all KV heads together, if layers compress as they go; else None.
         observing: whether running state sees this call's attention.
         settle: whether what was held before may be encoded: not while a prompt is still coming.
+        sparse: whether an index chooses which old pages are read; else all of them are.
     """
 
     new: int
@@ -47,3 +48,4 @@ class Step:
     now: list[int] | None
     observing: bool
     settle: bool
+    sparse: bool

@@ -189,6 +189,10 @@ def law_kept_are_tokens(policy: Policy) -> None:
                     expect(kept == sorted(set(kept)), "kept indices are unique and sorted", kept)
                     expect(set(kept) <= set(range(seen)), "kept indices are in range", kept)
                     expect(must <= set(kept), "sinks and window are kept", sorted(must - set(kept)))
+                    below = blocks.index is not None
+                    expect(
+                        not below or len(kept) == seen > count, "with an index all are kept, not all in memory", kept
+                    )
 
 
 def law_padding(policy: Policy) -> None:

@@ -126,7 +126,8 @@ class Prefixes:
 def _intact(cache: KVCache) -> bool:
     """Whether every entry is held as it was computed, by a model that saw all tokens before it."""
     helds = [layer.held for layer in cache.engine]
-    if any(held is None or not held.plain or held.origins for held in helds):
+    paged = any(layer.paged is not None and layer.paged.used for layer in cache.engine)
+    if paged or any(held is None or not held.plain or held.origins for held in helds):
         return False
     rows = cache.sequences.seen
     return all(set(heads) == {seen} for layer in cache.counts() for heads, seen in zip(layer, rows, strict=True))

@@ -1,0 +1,84 @@
+"""What a budget comes to: entries that each row may hold in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tenuto.budget import MemoryBudget
+from tenuto.errors import InputError
+from tenuto.kv.layer import KVLayer
+from tenuto.kv.models import Layout
+from tenuto.kv.policy import KVPolicy
+from tenuto.kv.step import Sequences
+from tenuto.kv.store import ROOM
+
+__all__ = ["allowance", "kv_heads", "spare"]
+
+
+def kv_heads(layout: Layout) -> int:
+    """KV heads of all cached layers together."""
+    return sum(spec.kv_heads for spec in layout.layers if spec.site)
+
+
+def allowance(
+    budget: MemoryBudget,
+    policy: KVPolicy,
+    layout: Layout,
+    engine: Sequence[KVLayer],
+    sequences: Sequences,
+    *,
+    coming: Sequence[int] | None = None,
+    others: int = 0,
+    new: int = 0,
+    token_bytes: int = 4,
+) -> list[int]:
+    """Entries each row may hold, all heads of all layers together.
+
+    Args:
+        coming: tokens per row of a step that has not begun; new: tokens per row that layers do not hold yet.
+        others: bytes of layers that slide; token_bytes: bytes per token beside its entries: its position, and its id.
+
+    Raises:
+        InputError: the budget cannot hold sinks and window.
+    """
+    seen = [s + c for s, c in zip(sequences.seen, coming or [0] * len(sequences.seen), strict=True)]
+    heads = kv_heads(layout)
+    if budget.kind == "keep":
+        return [int(budget.amount * s + 1e-9) * heads for s in seen]
+    if budget.kind == "tokens":
+        return [int(budget.amount) * heads] * len(seen)
+    spent = others + (sequences.columns + max(coming or [0]) + ROOM) * len(seen) * token_bytes
+    spent += sum(_summaries(policy, layout, tokens) for tokens in seen)
+    size, free = int(budget.amount - spent) // max(len(seen), 1), policy.trigger.room("decode", 0, True)
+    entries = []
+    for row in range(len(seen)):
+        whole, shared = map(sum, zip(*[layer.stock(row) for layer in engine], strict=True))
+        fresh = whole / heads + new + (free or 0)
+        entries.append(layout.entries(size, policy, shared, fresh))
+    if min(entries) < max(policy.floor, 1):
+        raise InputError(
+            f"The budget {budget} holds {max(min(entries), 0)} tokens per head of {len(seen)} rows, and the "
+            f"policy keeps at least {max(policy.floor, 1)} (sinks and window). Give a larger budget."
+        )
+    return [count * heads for count in entries]
+
+
+def _summaries(policy: KVPolicy, layout: Layout, tokens: int) -> int:
+    """Bytes that stay in memory of so many tokens' pages at most, beside the hot set."""
+    if policy.index is None:
+        return 0
+    size = 0
+    for spec in [spec for spec in layout.layers if spec.site]:
+        empty = torch.zeros(spec.kv_heads, policy.index.page, spec.head_dim, dtype=layout.dtype)
+        made = policy.index.summarise(empty)
+        pages = -(-tokens // policy.index.page)
+        size += pages * sum(tensor.nbytes for tensor in made.values()) + 4 * tokens
+        size += 3 * spec.heads * spec.head_dim * 4  # the queries pages were chosen for, their prediction, its error
+    return size
+
+
+def spare(free: int | None) -> int:
+    """Slots to grow by beyond the new one: a divisor of what the trigger leaves free, so that the budget is met."""
+    return ROOM - 1 if free is None else max(n for n in range(1, ROOM + 1) if max(free, 1) % n == 0) - 1

@@ -1,0 +1,222 @@
+"""A model with a policy attached, as ``attach`` yields it: its caches, and one step of its decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tenuto.budget import MemoryBudget
+from tenuto.calibration import fingerprint
+from tenuto.errors import AttachError, InputError
+from tenuto.kv.cache import KVCache
+from tenuto.kv.models import find_layout
+from tenuto.kv.offload.pool import Pool
+from tenuto.kv.offload.settings import Prefetch
+from tenuto.kv.offload.summary import summary
+from tenuto.kv.policy import KVMethod, KVPolicy
+from tenuto.kv.reuse.restore import Prefixes
+from tenuto.kv.saved import load, save
+from tenuto.tiers.tier import Tier
+
+__all__ = ["AttachedRun", "current"]
+
+current: ContextVar[KVCache | None] = ContextVar("tenuto_kv_cache", default=None)
+"""The cache of the step that is under way."""
+
+
+class AttachedRun:
+    """What ``attach`` yields.
+
+    Attributes:
+        policy: what was attached; blocks: its choices; budget: what a cache may hold.
+        layout: what was found about the model.
+        last: the cache used last, None before the first call.
+        tier, prefetch: where old entries go, and how they are fetched, under a policy with an index; else None.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        policy: KVPolicy | KVMethod,
+        blocks: KVPolicy,
+        budget: MemoryBudget,
+        tier: Tier | None = None,
+        prefetch: Prefetch | None = None,
+    ) -> None:
+        self.policy, self.blocks, self.budget = policy, blocks, budget
+        self.tier, self.prefetch = tier, prefetch
+        self.model = model
+        self.layout = find_layout(model)
+        self.prefixes: Prefixes | None = None
+        self.last: KVCache | None = None
+        self.deferred: list[KVCache] | None = None
+        self.answering = False
+
+    def cache(self) -> KVCache:
+        """A new, empty cache, to be given as ``past_key_values``: for several turns or questions on one cache."""
+        keeper = self.prefixes.keep if self.prefixes else None
+        pool = None if self.tier is None else Pool(self.tier, self.prefetch)
+        return KVCache(self.blocks, self.budget, self.layout, self._replay, keeper, pool)
+
+    def restore(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> KVCache:
+        """A cache that holds the longest prefix of a prompt that the store has; ``generate`` does this by itself.
+
+        Args:
+            ids: ``[batch, tokens]``; mask: of the same shape, for padding on the left. Give the model what comes after
+                the ``get_seq_length()`` columns of the cache.
+
+        Raises:
+            AttachError: no store is attached.
+        """
+        if self.prefixes is None:
+            raise AttachError("There is no store to restore from: attach(model, policy, budget=..., store=...).")
+        cache = self.cache()
+        self.prefixes.restore(cache, ids, mask)
+        return cache
+
+    def save(self, path: Path | str, cache: KVCache | None = None) -> None:
+        """Write a cache (by default the last one) to a file, for the same model and policy.
+
+        Raises:
+            InputError: there is nothing to save, or the file cannot be written.
+        """
+        chosen = cache or self.last
+        if chosen is None:
+            raise InputError("There is no cache yet: run the model on a prompt before saving.")
+        save(chosen, path, fingerprint(self.layout.decoder))
+
+    def load(self, path: Path | str) -> KVCache:
+        """A cache from a file, to be given as ``past_key_values``.
+
+        Raises:
+            InputError: no such file, a damaged one, or the cache of another model or policy.
+        """
+        return load(self.cache(), path, fingerprint(self.layout.decoder), self.model.device)
+
+    def stored(self, ids: torch.Tensor) -> int:
+        """How many tokens of a prompt ``[1, tokens]`` the store has, from the first on.
+
+        Raises:
+            AttachError: no store is attached.
+        """
+        if self.prefixes is None:
+            raise AttachError("There is no store to look in: attach(model, policy, budget=..., store=...).")
+        return self.prefixes.shelf().match(ids[0].tolist())
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes the last cache holds, counted from its tensors."""
+        return self.last.bytes_held if self.last else 0
+
+    @property
+    def bytes_full(self) -> int:
+        """Bytes DynamicCache would hold for the same tokens."""
+        return self.last.bytes_full if self.last else 0
+
+    def summary(self) -> dict[str, Any]:
+        """The last cache in numbers: tokens seen, entries held, bytes held and full, their ratio, most bytes held, and
+        under a policy with an index what :func:`tenuto.kv.offload.summary.summary` has."""
+        held, full = self.bytes_held, self.bytes_full
+        rows = [number for layer in self.last.counts() for row in layer for number in row] if self.last else []
+        return {
+            "policy": type(self.policy).__name__,
+            "budget": str(self.budget),
+            "tokens_seen": max(self.last.sequences.seen, default=0) if self.last else 0,
+            "entries_per_head": sum(rows) / len(rows) if rows else 0.0,
+            "bytes_held": held,
+            "bytes_full": full,
+            "compression_ratio": full / held if held else 1.0,
+            "peak_bytes": self.last.peak if self.last else 0,
+            "tokens_restored": self.prefixes.restored if self.prefixes else 0,
+            **self._offloaded(),
+        }
+
+    def _offloaded(self) -> dict[str, Any]:
+        if self.last is None or self.last.pool is None:
+            return {}
+        return summary(self.last.pool, [layer.paged for layer in self.last.engine])
+
+    @contextmanager
+    def prefill(self) -> Iterator[None]:
+        """Calls made inside are chunks of one prompt: what they put into a cache is compressed at the end, at once."""
+        self.deferred = []
+        try:
+            yield
+            for cache in self.deferred:
+                cache.deferred = False
+                cache.compress()
+        finally:
+            self.deferred = None
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """What calls inside put into a cache is held whole: for questions and answers on a compressed context."""
+        self.deferred, self.answering = [], True
+        try:
+            yield
+        finally:
+            self.deferred, self.answering = None, False
+
+    def step(self, original: Callable[..., Any], named: dict[str, Any]) -> Any:
+        """One call of the decoder's ``forward``."""
+        cache = self._cache_for(named)
+        if cache is None:
+            return original(**named)
+        ids, embeds = named.get("input_ids"), named.get("inputs_embeds")
+        mask, positions = named.get("attention_mask"), named.get("position_ids")
+        given: Any = ids if ids is not None else embeds
+        if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
+            raise AttachError("An attention mask of four dimensions was given. Give a mask [batch, tokens], or none.")
+        if positions is not None and positions.dim() != 2:
+            raise AttachError("Positions of several kinds per token (as multimodal models have) are not supported.")
+        self.last, cache.deferred, cache.answering = cache, self.deferred is not None, self.answering
+        if self.deferred is not None and cache not in self.deferred:
+            self.deferred.append(cache)
+        cache.begin(given.shape[0], given.shape[1], mask, positions, given.device)
+        if cache.keeps_tokens:
+            cache.note(ids)
+        token = current.set(cache)
+        try:
+            result = original(**named)
+        finally:
+            current.reset(token)
+        cache.finish()
+        return result
+
+    def _cache_for(self, named: dict[str, Any]) -> KVCache | None:
+        cache, wanted = named.get("past_key_values"), named.get("use_cache")
+        if cache is None and not (self.layout.config.use_cache if wanted is None else wanted):
+            return None
+        if cache is None:
+            cache = named["past_key_values"] = self.cache()
+        if not isinstance(cache, KVCache) or cache.layout.decoder is not self.layout.decoder:
+            kind = "The cache of another model" if isinstance(cache, KVCache) else f"A {type(cache).__name__}"
+            raise AttachError(f"{kind} was passed to an attached model. Pass none, or one made by run.cache().")
+        return cache
+
+    def _replay(self, cache: KVCache) -> None:
+        """Run what the scorer asks for over the cache, one call for all rows each, and take it back."""
+        tokens, scorer = cache.sequences.tokens, self.blocks.scorer
+        wanted = zip_longest(*[scorer.replay(row[row >= 0].long()) for row in tokens])
+        for chunk in wanted:
+            width = max(0 if part is None else len(part) for part in chunk)
+            ids = tokens.new_zeros(len(chunk), width, dtype=torch.int64)
+            mask = torch.zeros_like(ids)
+            for row, part in enumerate(chunk):
+                if part is not None and len(part):
+                    ids[row, -len(part) :], mask[row, -len(part) :] = part, 1
+            last = cache.sequences.positions[:, -1:].long()
+            with cache.borrowed(mask.sum(-1).tolist()):
+                self.layout.decoder(
+                    input_ids=ids,
+                    attention_mask=torch.cat([(tokens >= 0).long(), mask], 1),
+                    position_ids=(last + mask.cumsum(-1)).clamp(min=0),
+                    past_key_values=cache,
+                    use_cache=True,
+                )
