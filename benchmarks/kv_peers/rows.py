@@ -17,8 +17,8 @@ METHODS = {
     "streaming_llm": "streaming_llm:sinks=4,contiguous=false",
     "expected_attention": "expected_attention:future=512,epsilon=0,sinks=4",
     "pyramidkv": "pyramidkv:window=64,kernel=5,beta=20",
-    "adakv_expected_attention": "expected_attention:future=512,epsilon=0.01,sinks=4+adakv:safeguard=0.2",
-    "adakv_snapkv": "snapkv:window=64,kernel=5+adakv:safeguard=0.2",
+    "adakv_expected_attention": "expected_attention:future=512,epsilon=0.01,sinks=4+adakv:safeguard=0.2,minimum=true",
+    "adakv_snapkv": "snapkv:window=64,kernel=5+adakv:safeguard=0.2,minimum=true",
     "kvzip": "kvzip:chunk=2048,sinks=4,instruction={repeat}",
     "think": "think:keep=0.5,window=32",
 }

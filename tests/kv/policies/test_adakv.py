@@ -24,6 +24,15 @@ def test_every_head_is_sure_of_its_part() -> None:
     assert JointHeads(1.0).allocate([scored_of(SCORES, protected=1)], 6)[0].tolist() == [3, 3]
 
 
+def test_a_minimum_is_part_of_what_a_head_wins() -> None:
+    """Of six, int(0.7 * 3) = 2 are sure for each head, the protected one among them; the two best others are head 0's:
+    7 and 6 (0.7 * (4, 0) + 0.3 * (2, 2) + 1 each would be 4.4 and 1.6)."""
+    assert JointHeads(0.7, minimum=True).allocate([scored_of(SCORES, protected=1)], 6)[0].tolist() == [4, 2]
+    assert JointHeads(0.0, minimum=True).allocate([scored_of(SCORES, protected=1)], 6)[0].tolist() == [5, 1]
+    assert JointHeads(1.0, minimum=True).allocate([scored_of(SCORES, protected=1)], 6)[0].tolist() == [3, 3]
+    assert JointHeads(0.5, minimum=True).allocate([scored_of(SCORES)], 50)[0].tolist() == [5, 5]
+
+
 def test_a_budget_above_all_entries_gives_all() -> None:
     assert JointHeads(0.0).allocate([scored_of(SCORES)], 50)[0].tolist() == [5, 5]
 

@@ -36,11 +36,17 @@ def whole(shares: torch.Tensor, total: int) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class JointHeads(Allocator):
-    """``(1 - safeguard) * c + safeguard * B`` per head: c of the layer's best B-per-head entries are this head's."""
+    """``(1 - safeguard) * c + safeguard * B`` per head: c of the layer's best B-per-head entries are this head's.
+
+    With ``minimum``, the best ``safeguard * B`` of each head are kept, and the layer's best of all others.
+    """
 
     safeguard: float
+    minimum: bool = False
 
     def allocate(self, layers: Sequence[Scored], total: int) -> list[torch.Tensor]:
+        if self.minimum:
+            return [self._at_least(scored, total // len(layers)) for scored in layers]
         counts = []
         for scored in layers:
             certain = scored.protected.sum(-1)
@@ -53,6 +59,15 @@ class JointHeads(Allocator):
             counts.append(certain + whole(shares, free))
         return counts
 
+    def _at_least(self, scored: Scored, total: int) -> torch.Tensor:
+        heads, entries = scored.scores.shape
+        scores = scored.scores.masked_fill(scored.protected, float("inf"))
+        sure = scores.topk(min(int(total // heads * self.safeguard), entries), -1).indices
+        held = torch.isfinite(scored.scores) | scored.protected
+        scores = scores.scatter(-1, sure, float("inf")).masked_fill(~held, float("-inf"))
+        best = scores.flatten().topk(min(total, int(held.sum()))).indices // entries
+        return torch.bincount(best, minlength=heads)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaKV(KVMethod):
@@ -60,11 +75,14 @@ class AdaKV(KVMethod):
 
     Attributes:
         safeguard: fraction of the even share every head is sure of, in [0, 1]; 1 is the same for all.
+        minimum: whether that fraction counts as part of what a head wins, as in kvpress; the paper adds it to a share
+            of what the head wins.
         window: last tokens whose queries judge, and which are always kept.
         kernel: entries that are pooled, an odd number.
     """
 
     safeguard: float = 0.2
+    minimum: bool = False
     window: int = 32
     kernel: int = 7
 
@@ -86,6 +104,6 @@ class AdaKV(KVMethod):
     def compose(self) -> KVPolicy:
         return KVPolicy(
             scorer=WindowAttention(self.window, self.kernel, "max"),
-            allocator=JointHeads(self.safeguard),
+            allocator=JointHeads(self.safeguard, self.minimum),
             selector=TopK(window=self.window),
         )
