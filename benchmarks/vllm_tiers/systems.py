@@ -50,18 +50,21 @@ class Bench:
     valkey: int
 
     def ask(
-        self, row: str, tiers: dict[str, Any] | None, python: Path, *, again: str = "", pause: float = 0.0
+        self, row: str, tiers: dict[str, Any] | None, python: Path, *, again: str = "", settle: float = 0.0
     ) -> list[Answer]:
-        """Every prompt once in a new process, and for the row ``again`` once more in the same one."""
+        """Every prompt once in a new process, and for the row ``again`` once more in the same one; ``settle``: seconds
+        to let it live after that, so that it can store."""
         given = {"model": str(self.model), "dtype": "bfloat16", "block_size": self.block, "connector": tiers}
         found = []
         with engine(python, given, self.out / "engines.log") as side:
             side.ask(WARM_UP)
             for name in (row, again) if again else (row,):
                 for number, ids in enumerate(self.prompts):
-                    told = side.ask(ids, pause=pause)
+                    told = side.ask(ids)
                     kept = {field: told[field] for field in ("seconds", "cached", "logprobs")}
                     found.append(Answer(row=name, round=self.round, prompt=number, **kept))
+            if settle:  # an engine hands over what it has computed in the steps that follow
+                side.ask(WARM_UP, 8, settle)
         return found
 
     def empty_valkey(self) -> None:
@@ -93,7 +96,7 @@ def tenuto(codec: str) -> Callable[[Bench], list[Answer]]:
         folder = bench.folder(f"store-{codec}")
         disk, server = f"disk:{folder}?max=4GiB", f"redis://127.0.0.1:{bench.valkey}/0"
         name = f"tenuto {codec}"
-        found = bench.ask(f"{name}, first process", connector([disk, server], codec), bench.vllm, pause=2.0)
+        found = bench.ask(f"{name}, first process", connector([disk, server], codec), bench.vllm, settle=10.0)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / len(bench.prompts)
         rows = [(f"{name}, disk", disk), (f"{name}, Valkey", server)]
         for row, address in rows[:: 1 if bench.round % 2 else -1]:
@@ -119,7 +122,7 @@ def lmcache(bench: Bench) -> list[Answer]:
     found = []
     for place, store in stores.items():
         with _lmcache_server(bench, bench.lmcache, store) as tiers:
-            first = bench.ask("LMCache, first process", tiers, bench.lmcache, pause=2.0)
+            first = bench.ask("LMCache, first process", tiers, bench.lmcache, settle=10.0)
             found += first if place == "disk" else []
             if place == "disk":
                 found += bench.ask("LMCache, its server's memory", tiers, bench.lmcache)

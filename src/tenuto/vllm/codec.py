@@ -6,6 +6,7 @@ not at which token, head or channel it belongs to.
 
 from __future__ import annotations
 
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ __all__ = ["CODECS", "BlockCodec", "Int8", "Raw", "Zstd", "block_codec"]
 Row = NDArray[np.uint8]
 FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 GROUP = 64
+LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +74,14 @@ class Raw(BlockCodec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Zstd(BlockCodec):
-    """Zstandard over byte planes: the same byte of all values lies together, the exponents first, as they repeat.
+    """Zstandard over the values' first bytes, which hold the exponents and repeat; mantissas do not shrink and stay.
 
-    In bfloat16 and float32 the exponent straddles two bytes; turning a value left by its sign bit mends that. Mantissas
-    do not shrink, so the gain is that of the exponents.
+        8 bytes   length of the Zstandard frame, little-endian
+        ...       the frame: the first byte of every value
+        ...       the second byte of every value, and so on
+
+    In bfloat16 and float32 the exponent straddles two bytes; turning a value left by its sign bit mends that. Values of
+    one byte are packed as they are.
 
     Raises:
         InputError: the package zstandard is not installed.
@@ -88,36 +94,42 @@ class Zstd(BlockCodec):
         _zstandard()
 
     def encode(self, row: Row) -> bytes:
-        packed: bytes = _zstandard().ZstdCompressor(level=self.LEVEL).compress(self._planes(row))
-        return packed
+        planes = self._planes(row)
+        frame = _zstandard().ZstdCompressor(level=self.LEVEL).compress(planes[0])
+        return b"".join((LENGTH.pack(len(frame)), frame, *planes[1:]))
 
     def decode(self, data: memoryview, row: Row) -> None:
-        zstandard = _zstandard()
+        zstandard, unit = _zstandard(), _unit(self.dtype, row)
+        width = unit.itemsize if unit else 1
         try:
-            told = zstandard.get_frame_parameters(data).content_size
-            if told != row.size:
-                raise StoreError(f"A block of {row.size} bytes was read, and its page holds {told}.")
-            planes = np.frombuffer(zstandard.ZstdDecompressor().decompress(data), np.uint8)
-        except zstandard.ZstdError as error:
-            raise StoreError(f"A page is not a Zstandard frame: {error}.") from error
-        _fill(row, self._values(planes))
+            stop = LENGTH.size + LENGTH.unpack_from(data)[0]
+            told = zstandard.get_frame_parameters(data[LENGTH.size : stop]).content_size
+            if told * width != row.size or len(data) - stop != told * (width - 1):
+                raise StoreError(f"A block of {row.size} bytes was read, and its page is that of another size.")
+            first = zstandard.ZstdDecompressor().decompress(data[LENGTH.size : stop])
+        except (zstandard.ZstdError, struct.error) as error:
+            raise StoreError(f"A page does not hold a Zstandard frame: {error}.") from error
+        planes = [np.frombuffer(first, np.uint8), *np.frombuffer(data[stop:], np.uint8).reshape(width - 1, told)]
+        _fill(row, planes[0] if unit is None else self._values(planes, unit))
 
-    def _planes(self, row: Row) -> bytes:
+    def _planes(self, row: Row) -> list[bytes]:
         unit = _unit(self.dtype, row)
         if unit is None:
-            return row.tobytes()
+            return [row.tobytes()]
         values = row.view(unit)
         if self.dtype != "float16":
             values = (values << 1) | (values >> (8 * unit.itemsize - 1))
-        return values.view(np.uint8).reshape(-1, unit.itemsize).T[::-1].tobytes()
+        return [(values >> (8 * place)).astype(np.uint8).tobytes() for place in reversed(range(unit.itemsize))]
 
-    def _values(self, planes: Row) -> Row:
-        unit = _unit(self.dtype, planes)
-        if unit is None:
-            return planes
-        values = np.ascontiguousarray(planes.reshape(unit.itemsize, -1)[::-1].T).reshape(-1).view(unit)
+    def _values(self, planes: list[Row], unit: np.dtype[Any]) -> Row:
+        values = planes[0].astype(unit)
+        for plane in planes[1:]:
+            values <<= 8
+            values |= plane
         if self.dtype != "float16":
-            values = (values >> 1) | (values << (8 * unit.itemsize - 1))
+            sign = values << (8 * unit.itemsize - 1)
+            values >>= 1
+            values |= sign
         return values.view(np.uint8)
 
 
