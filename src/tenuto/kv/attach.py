@@ -1,4 +1,5 @@
-"""``attach``: put a KV policy on a transformers model, and take it off again. The only file that touches ``nn.Module``.
+"""``attach``: put a KV policy on a transformers model, and take it off again. The only file that touches ``nn.Module``,
+but for :mod:`tenuto.kv.reuse.partial`.
 
     with attach(model, AdaKV(), budget=MemoryBudget.keep(0.5)) as run:
         model.generate(**inputs, max_new_tokens=100)
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -38,6 +39,9 @@ from tenuto.kv.cache import KVCache
 from tenuto.kv.layer import KVLayer
 from tenuto.kv.models import Layout, find_layout
 from tenuto.kv.policy import Every, KVMethod, KVPolicy
+from tenuto.kv.reuse.assembler import Assembler
+from tenuto.kv.reuse.chunks import ChunkStore
+from tenuto.kv.reuse.join import join
 from tenuto.kv.saved import load, save
 from tenuto.restoring import put_until
 
@@ -67,6 +71,25 @@ class AttachedRun:
     def cache(self) -> KVCache:
         """A new, empty cache, to be given as ``past_key_values``: for several turns or questions on one cache."""
         return KVCache(self.blocks, self.budget, self.layout, self._replay)
+
+    def join(self, chunks: Sequence[torch.Tensor], assembler: Assembler, *, store: ChunkStore | None = None) -> KVCache:
+        """A cache of chunks one after the other, to be given as ``past_key_values`` with all their ids and a question.
+
+        It is compressed when the question has been read.
+
+        Args:
+            chunks: token ids ``[1, tokens]`` each; the first begins the sequence, with what must stand there.
+            assembler: how their caches are joined, for example ``CacheBlend(recompute=0.15)``.
+            store: where caches of chunks are found, and put if they are not there; without, all are computed.
+
+        Raises:
+            AttachError: the model has layers that slide, or keys that cannot be turned.
+            InputError: no chunk, an empty one, or several rows.
+            StoreError: the store does not take a chunk.
+        """
+        self.last = cache = self.cache()
+        join(cache, chunks, assembler, store)
+        return cache
 
     def save(self, path: Path | str, cache: KVCache | None = None) -> None:
         """Write a cache (by default the last one) to a file, for the same model and policy.

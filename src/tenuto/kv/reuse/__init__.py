@@ -1,0 +1,1 @@
+"""How caches of chunks, each computed by itself, become the cache of one sequence."""
