@@ -73,8 +73,8 @@ class _Run:
         self.following = self.choose(seen)
         until = int(at[-1]) + 1
         mask = torch.arange(until, device=at.device) <= at[:, None]
-        whole = [x[None, :, :until] for x in held]
-        return sdpa(queries, *whole, attn_mask=mask, scale=scaling, enable_gqa=True).transpose(1, 2)
+        all_keys, all_values = (x[None, :, :until] for x in held)
+        return sdpa(queries, all_keys, all_values, attn_mask=mask, scale=scaling, enable_gqa=True).transpose(1, 2)
 
 
 _current: ContextVar[_Run] = ContextVar("tenuto_partial_run")
