@@ -1,11 +1,11 @@
 """What joining chunks that were computed apart costs, and how much of full prefill's quality it keeps.
 
-    python benchmarks/kv_reuse.py --model FOLDER [--context 1020 --chunks 6 --examples 8 --repeats 5]
+    python benchmarks/kv_reuse.py --model FOLDER [--context 1020 --examples 8 --repeats 5]
 
 Per assembler one line: two measures of quality, the share of the gap to full prefill that each closes, and the CPU time
 of one thread to the first token.
 
-Documents: facts whose key stands at the end of one document and whose code begins the next; a code is right if every
+Documents: numbers at the start of a document, what they are at the end of the one before; a number is right if every
 one of its tokens is the likeliest. Prose: real text in chunks of equal length, and the Kullback-Leibler divergence of
 the 64 tokens after it from full prefill, in nats. Gaps are those of the naive concatenation (keys where they were) and,
 stricter, of the one with keys turned to their place.
@@ -78,9 +78,9 @@ class Bench:
     def attached(self) -> Any:
         return tenuto.attach(self.model, tenuto.Knorm(), budget=tenuto.MemoryBudget.keep(1.0))
 
-    def documents(self, seed: int, tokens: int, parts: int) -> None:
+    def documents(self, seed: int, tokens: int) -> None:
         """One example of the task, all rows."""
-        texts, questions = _task(parts).documents(seed, tokens, self.language.count)
+        texts, questions = Documents().documents(seed, tokens, self.language.count)
         chunks = [self.language.encode(text) for text in texts]
         asked = [(self.language.encode(q.text), self.language.encode(f" {q.answers[0]}")) for q in questions]
         for name, run, cache in self._caches(chunks):
@@ -89,11 +89,11 @@ class Bench:
                 logits = run.model(ids, past_key_values=cache.fork()).logits[0, question.shape[1] - 1 : -1]
                 self.scores[name]["right"].append(float((logits.argmax(-1) == answer[0]).all()))
 
-    def prose(self, seed: int, tokens: int, parts: int) -> None:
+    def prose(self, seed: int, tokens: int) -> None:
         """One piece of real text, all rows; full prefill is the first."""
         ids = text_of(self.language, seed, tokens + CONTINUED + 1)
         following, wanted = ids[:, tokens:], None
-        for name, run, cache in self._caches(list(ids[:, :tokens].split(-(-tokens // parts), 1))):
+        for name, run, cache in self._caches(list(ids[:, :tokens].split(-(-tokens // Documents.parts), 1))):
             logits = run.model(following, past_key_values=cache).logits[0, :-1]
             q = logits.log_softmax(-1)
             p = wanted = q if wanted is None else wanted
@@ -105,9 +105,9 @@ class Bench:
             for name, assembler in ROWS.items():
                 yield name, run, run.join(chunks, assembler, store=self.store)
 
-    def first_token(self, tokens: int, parts: int) -> dict[str, float]:
+    def first_token(self, tokens: int) -> dict[str, float]:
         """CPU seconds to the first token, per row."""
-        texts, questions = _task(parts).documents(0, tokens, self.language.count)
+        texts, questions = Documents().documents(0, tokens, self.language.count)
         chunks, question = [self.language.encode(text) for text in texts], self.language.encode(questions[0].text)
         seconds = {}
         for name, assembler in ROWS.items():
@@ -121,11 +121,6 @@ class Bench:
                     run.model(question, past_key_values=cache, logits_to_keep=1)
             seconds[name] = time.process_time() - start
         return seconds
-
-
-def _task(parts: int) -> Documents:
-    Documents.parts = parts
-    return Documents()
 
 
 def table(scores: Scores, times: list[dict[str, float]]) -> list[str]:
@@ -152,24 +147,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a model folder, or bundled:smollm2")
     parser.add_argument("--context", type=int, default=1020, help="tokens of all chunks together, at most")
-    parser.add_argument("--chunks", type=int, default=6)
     parser.add_argument("--examples", type=int, default=8, help="of each of the two measures of quality")
     parser.add_argument("--first", type=int, default=1000, help="seed of the first example")
     parser.add_argument("--repeats", type=int, default=5, help="of the time to the first token")
     given = parser.parse_args()
     torch.set_num_threads(1)
     language = load_language(given.model, "cpu")
-    language.model.float()
     with tempfile.TemporaryDirectory() as folder, DiskTier(folder, capacity=2**33) as tier:
         bench = Bench(language, ChunkStore(tier))
         for seed in range(given.first, given.first + given.examples):
-            bench.documents(seed, given.context, given.chunks)
-            bench.prose(seed, given.context, given.chunks)
-        bench.first_token(given.context, given.chunks)
-        times = [bench.first_token(given.context, given.chunks) for _ in range(given.repeats)]
+            bench.documents(seed, given.context)
+            bench.prose(seed, given.context)
+        bench.first_token(given.context)
+        times = [bench.first_token(given.context) for _ in range(given.repeats)]
     print(
-        f"{given.context} tokens in {given.chunks} chunks; {given.examples} examples of {given.chunks - 1} questions, "
-        f"{given.examples} of {CONTINUED} tokens; {given.repeats} repeats; one thread"
+        f"{given.context} tokens in {Documents.parts} chunks; {given.examples} examples of {Documents.parts - 1} "
+        f"questions, {given.examples} of {CONTINUED} tokens; {given.repeats} repeats; one thread"
     )
     print("\n".join(table(bench.scores, times)))
 

@@ -18,11 +18,12 @@ def test_every_fact_is_cut_by_the_border_of_two_documents(seed: int) -> None:
     documents, questions = Documents().documents(seed, 240, count)
     assert len(documents) == Documents.parts
     assert len(questions) == Documents.parts - 1
-    whole = re.compile(r"Code of the (\w+ \w+): (\d{5})\.")
+    whole = re.compile(r"\. ([A-Z][\w ]+): (\d{5})\.")
     assert not [document for document in documents if whole.search(document)]
     held = dict(whole.findall("".join(documents)))
     for question in questions:
-        (asked,) = re.findall(r"What is the code of the (\w+ \w+)\?", question.text)
+        (asked,) = re.findall(r"Answer: ([\w ]+):$", question.text)
+        assert f"What is the {asked[0].lower()}{asked[1:]}?" in question.text
         assert question.answers == (held[asked],)
         assert held[asked] not in question.text
     assert len(set(held.values())) == len(questions)
