@@ -32,6 +32,11 @@ PUBLIC = {
     "tenuto.eval.run": ["Run"],
     "tenuto.kv.offload.settings": ["Prefetch"],
     "tenuto.kv.policy": ["KVPolicy"],
+    "tenuto.kv.reuse.cacheblend": ["CacheBlend"],
+    "tenuto.kv.reuse.cachecraft": ["CacheCraft"],
+    "tenuto.kv.reuse.chunks": ["ChunkStore"],
+    "tenuto.kv.reuse.concatenate": ["Concatenate"],
+    "tenuto.kv.reuse.full": ["FullRecompute"],
     "tenuto.kv.reuse.prefix": ["PrefixStore"],
 }
 FAMILIES = {"diffusion": "Diffusion transformers", "kv": "KV caches of language models"}

@@ -57,19 +57,29 @@ if TYPE_CHECKING:
     from tenuto.kv.policies.think import ThinK
     from tenuto.kv.policies.zipcache import ZipCache
     from tenuto.kv.policy import KVPolicy
+    from tenuto.kv.reuse.cacheblend import CacheBlend
+    from tenuto.kv.reuse.cachecraft import CacheCraft
+    from tenuto.kv.reuse.chunks import ChunkStore
+    from tenuto.kv.reuse.concatenate import Concatenate
+    from tenuto.kv.reuse.full import FullRecompute
     from tenuto.kv.reuse.prefix import PrefixStore
 
 _HOMES = {
     "AdaCorrection": "tenuto.diffusion.policies.adacorrection",
     "AdaKV": "tenuto.kv.policies.adakv",
     "AttachError": "tenuto.errors",
+    "CacheBlend": "tenuto.kv.reuse.cacheblend",
+    "CacheCraft": "tenuto.kv.reuse.cachecraft",
     "Cake": "tenuto.kv.policies.cake",
     "CalibrationError": "tenuto.errors",
+    "ChunkStore": "tenuto.kv.reuse.chunks",
+    "Concatenate": "tenuto.kv.reuse.concatenate",
     "ErrorBudget": "tenuto.budget",
     "EveryN": "tenuto.diffusion.policies.every_n",
     "ExpectedAttention": "tenuto.kv.policies.expected_attention",
     "FastCache": "tenuto.diffusion.policies.fastcache",
     "FirstBlock": "tenuto.diffusion.policies.first_block",
+    "FullRecompute": "tenuto.kv.reuse.full",
     "H2O": "tenuto.kv.policies.h2o",
     "IceCache": "tenuto.kv.policies.icecache",
     "InputError": "tenuto.errors",
@@ -107,13 +117,18 @@ __all__ = [
     "AdaCorrection",
     "AdaKV",
     "AttachError",
+    "CacheBlend",
+    "CacheCraft",
     "Cake",
     "CalibrationError",
+    "ChunkStore",
+    "Concatenate",
     "ErrorBudget",
     "EveryN",
     "ExpectedAttention",
     "FastCache",
     "FirstBlock",
+    "FullRecompute",
     "H2O",
     "IceCache",
     "InputError",

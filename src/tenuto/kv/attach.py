@@ -1,5 +1,5 @@
-"""``attach``: put a KV policy on a transformers model, and take it off again. The only file that changes an
-``nn.Module``; :mod:`tenuto.kv.offload.prefetch` looks at the inputs of layers.
+"""``attach``: put a KV policy on a transformers model, and take it off again. It changes the ``nn.Module``, as no other
+file does but :mod:`tenuto.kv.reuse.partial`; :mod:`tenuto.kv.offload.prefetch` looks at the inputs of layers.
 
     with attach(model, AdaKV(), budget=MemoryBudget.keep(0.5)) as run:
         model.generate(**inputs, max_new_tokens=100)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import zip_longest
@@ -20,6 +20,9 @@ from tenuto.kv.offload.pool import Pool
 from tenuto.kv.offload.settings import Prefetch
 from tenuto.kv.offload.summary import summary
 from tenuto.kv.policy import KVMethod, KVPolicy
+from tenuto.kv.reuse.assembler import Assembler
+from tenuto.kv.reuse.chunks import ChunkStore
+from tenuto.kv.reuse.join import join
 from tenuto.kv.reuse.restore import Prefixes
 from tenuto.kv.saved import load, save
 from tenuto.tiers.tier import Tier
@@ -108,6 +111,26 @@ class AttachedRun:
         if self.prefixes is None:
             raise AttachError("There is no store to look in: attach(model, policy, budget=..., store=...).")
         return self.prefixes.shelf().match(ids[0].tolist())
+
+    def join(self, chunks: Sequence[torch.Tensor], assembler: Assembler, *, store: ChunkStore | None = None) -> KVCache:
+        """A cache of chunks one after the other, to be given as ``past_key_values`` with all their ids and a question.
+
+        It is compressed when the question has been read. An attached prefix store keeps nothing of it.
+
+        Args:
+            chunks: token ids ``[1, tokens]`` each; the first begins the sequence, with what must stand there.
+            assembler: how their caches are joined, for example ``CacheBlend(recompute=0.15)``.
+            store: where caches of chunks are found, and put if they are not there; without, all are computed.
+
+        Raises:
+            AttachError: the model has layers that slide, or keys that cannot be turned.
+            InputError: no chunk, an empty one, or several rows.
+            StoreError: the store does not take a chunk.
+        """
+        self.last = cache = self.cache()
+        cache.keeper = None  # what is joined is not what the model would have computed
+        join(cache, chunks, assembler, store)
+        return cache
 
     @property
     def bytes_held(self) -> int:

@@ -20,6 +20,7 @@ from tenuto.kv.policies.knorm import Knorm
 from tenuto.kv.policies.kvzip import KVzip
 from tenuto.kv.policies.snapkv import SnapKV
 from tenuto.kv.policy import KVMethod
+from tenuto.kv.reuse.concatenate import Concatenate
 from tenuto.kv.reuse.prefix import PrefixStore
 from tenuto.testing.kv import TinyLM, tokens
 
@@ -147,3 +148,16 @@ def test_what_no_store_can_serve_is_refused() -> None:
                 pass
     with attach(TinyLM(), Knorm(), budget=HALF) as run, pytest.raises(AttachError, match="no store"):
         run.restore(tokens(9))
+
+
+def test_a_joined_cache_is_not_kept_as_a_prefix() -> None:
+    model, chunks = TinyLM(), [tokens(24), tokens(24, seed=1)]
+    with PrefixStore("host:", page=8) as store, attach(model, Knorm(), budget=ALL, store=store) as run:
+        joined = run.join(chunks, Concatenate())
+        ids = torch.cat([*chunks, tokens(9, seed=2)], 1)
+        write(run, ids, past_key_values=joined)
+        store.flush()
+        assert run.stored(ids) == 0
+        write(run, ids)
+        store.flush()
+        assert run.stored(ids) == 56

@@ -1,1 +1,1 @@
-"""What one request computed and another can use: prefixes of prompts, kept page by page in the tiers."""
+"""What one request computed and another can use: prefixes of prompts, and chunks that are joined into one cache."""
