@@ -123,10 +123,16 @@ class AttachedRun:
             store: where caches of chunks are found, and put if they are not there; without, all are computed.
 
         Raises:
-            AttachError: the model has layers that slide, or keys that cannot be turned.
+            AttachError: the model has layers that slide, keys that cannot be turned, or the policy's scorer adds up
+                attention, which it would not see.
             InputError: no chunk, an empty one, or several rows.
             StoreError: the store does not take a chunk.
         """
+        if self.blocks.scorer.observes == "calls":
+            raise AttachError(
+                f"{type(self.blocks.scorer).__name__} adds up attention, and joined chunks have been attended to by "
+                "nobody. Use a policy that looks at the entries or the last queries, such as SnapKV."
+            )
         self.last = cache = self.cache()
         cache.keeper = None  # what is joined is not what the model would have computed
         join(cache, chunks, assembler, store)

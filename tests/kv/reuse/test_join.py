@@ -15,6 +15,7 @@ from reuse_kv import chunks, entries, gap
 from tenuto.budget import MemoryBudget
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.attach import attach
+from tenuto.kv.policies.h2o import H2O
 from tenuto.kv.policies.knorm import Knorm
 from tenuto.kv.policies.snapkv import SnapKV
 from tenuto.kv.reuse.assembler import Assembler
@@ -129,3 +130,17 @@ def test_a_chunk_computed_in_one_run_is_reused_in_another(tmp_path: Path) -> Non
         for owner, store in ((model, ChunkStore(tier, tenant="b")), (other, ChunkStore(tier, tenant="a"))):
             entries(owner, CacheBlend(), store)
             assert (store.hits, store.misses) == (0, len(parts))
+
+
+def test_a_scorer_that_adds_up_attention_is_refused() -> None:
+    with attach(TinyLM(), H2O(), budget=FULL) as run, pytest.raises(AttachError, match="adds up attention"):
+        run.join(chunks(), Concatenate())
+
+
+def test_a_store_by_its_address(tmp_path: Path) -> None:
+    for hits in (0, len(chunks())):
+        store = ChunkStore(f"disk:{tmp_path}/chunks")
+        with attach(TinyLM(), Knorm(), budget=FULL) as run:
+            run.join(chunks(), Concatenate(), store=store)
+        assert store.hits == hits
+        store.tier.close()

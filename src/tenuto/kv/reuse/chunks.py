@@ -7,12 +7,12 @@ model's fingerprint, dtype, tokenizer, adapter, tenant and every token, and of a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 
 from tenuto.errors import StoreError
 from tenuto.kv.reuse.assembler import Layers
+from tenuto.tiers.address import open_tier
 from tenuto.tiers.key import page_key
 from tenuto.tiers.page import PageFacts, decode, encode
 from tenuto.tiers.tier import Tier
@@ -22,22 +22,22 @@ __all__ = ["ChunkStore"]
 CODEC = "chunk"
 
 
-@dataclass(slots=True, eq=False)
 class ChunkStore:
     """Chunks in a tier; a page that is damaged counts as missing, and the tier forgets it.
 
     Attributes:
-        tier: where pages are kept.
+        tier: where pages are kept; given as a tier or as an address (:mod:`tenuto.tiers.address`).
         tokenizer, adapter, tenant: see :class:`tenuto.tiers.key.KeySpace`.
         hits, misses: chunks that were found, and not, so far.
+
+    Raises:
+        InputError: no such address.
     """
 
-    tier: Tier
-    tokenizer: str = field(default="", kw_only=True)
-    adapter: str = field(default="", kw_only=True)
-    tenant: str = field(default="", kw_only=True)
-    hits: int = field(default=0, init=False)
-    misses: int = field(default=0, init=False)
+    def __init__(self, tier: Tier | str, *, tokenizer: str = "", adapter: str = "", tenant: str = "") -> None:
+        self.tier = open_tier(tier) if isinstance(tier, str) else tier
+        self.tokenizer, self.adapter, self.tenant = tokenizer, adapter, tenant
+        self.hits = self.misses = 0
 
     def get(self, chunks: Sequence[Sequence[int]], *, model: str, dtype: torch.dtype) -> list[Layers | None]:
         """The caches of some chunks on the CPU, None where there is none.
