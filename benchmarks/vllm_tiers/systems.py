@@ -60,6 +60,7 @@ class Bench:
     vllm: Path
     lmcache: Path | None
     valkey: int
+    stores: Sequence[str]
 
     def start(self, tiers: dict[str, Any] | None, python: Path) -> AbstractContextManager[Engine]:
         """An engine in a new process."""
@@ -108,6 +109,7 @@ def tenuto(codec: str) -> Callable[[Bench, ExitStack], Prepared]:
         return first, [
             Reader(row=f"tenuto {codec}, {place}", tiers=connector(address, codec), python=bench.vllm, stored=size)
             for place, address in places.items()
+            if place in bench.stores
         ]
 
     return prepare
@@ -125,6 +127,8 @@ def lmcache(bench: Bench, stack: ExitStack) -> Prepared:
     first: list[Answer] = []
     readers = []
     for place, store in stores.items():
+        if place not in bench.stores:
+            continue
         alive = stack.enter_context(_lmcache_server(bench.out, bench.lmcache, bench.block, store))
         first += bench.store(f"LMCache, first process ({place})", alive, bench.lmcache)
         anew = stack.enter_context(_lmcache_server(bench.out, bench.lmcache, bench.block, store))

@@ -81,7 +81,16 @@ def test_a_round_that_was_measured_is_not_measured_again(
     monkeypatch.setattr(recipe, "ValkeyServer", Server)
     monkeypatch.setattr(recipe, "resolve", lambda name, family: Path(name))
     monkeypatch.setattr(recipe, "make_prompts", lambda *_: [[1, 2]])
-    given = {"model": "m", "rounds": 1, "prompts": 1, "tokens": 2, "block": 32, "systems": ["vllm"], "out": tmp_path}
+    given = {
+        "model": "m",
+        "rounds": 1,
+        "prompts": 1,
+        "tokens": 2,
+        "block": 32,
+        "systems": ["vllm"],
+        "stores": [],
+        "out": tmp_path,
+    }
     args = argparse.Namespace(**given, vllm_python=Path("python"), lmcache_python=None)
     assert len(recipe.run(args)) == 1
     args.rounds = 3
@@ -110,7 +119,15 @@ def test_every_reader_is_asked_in_turn(recipe: ModuleType, tmp_path: Path, monke
     monkeypatch.setattr(systems, "engine", engine)
     monkeypatch.setattr(systems, "SETTLE", 0.0)
     bench = recipe.Bench(
-        round=0, prompts=[[0, 0], [1, 1]], model=tmp_path, block=32, out=tmp_path, vllm=tmp_path, lmcache=None, valkey=9
+        round=0,
+        prompts=[[0, 0], [1, 1]],
+        model=tmp_path,
+        block=32,
+        out=tmp_path,
+        vllm=tmp_path,
+        lmcache=None,
+        valkey=9,
+        stores=recipe.STORES,
     )
     found = recipe.compare(bench, ["vllm", "raw"])
     rows = ["vLLM, cold", "tenuto raw, disk", "tenuto raw, Valkey"]
