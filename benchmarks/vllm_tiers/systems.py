@@ -1,4 +1,4 @@
-"""What is compared: each system computes some prompts in one process and is asked for them again in others."""
+"""What is compared: each system computes some prompts in one process and is asked for them in others."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_tiers.client import CPU, connector, engine
+from vllm_tiers.client import CPU, Engine, connector, engine
 
-__all__ = ["SYSTEMS", "Answer", "Bench"]
+__all__ = ["COLD", "SYSTEMS", "Answer", "Bench", "compare"]
 
+COLD = "vLLM, cold"
 WARM_UP = list(range(100, 140))
-GIB = 2**30
+SETTLE = 10.0  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,17 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """A row that is asked for prompts which another process has stored: its vLLM's connector and interpreter; stored:
+    bytes in the store, for each prompt."""
+
+    row: str
+    tiers: dict[str, Any] | None
+    python: Path
+    stored: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
     """One round: its prompts ``[prompts][tokens]``, where to keep things, and what runs the engines."""
 
@@ -48,32 +60,26 @@ class Bench:
     vllm: Path
     lmcache: Path | None
     valkey: int
+    stores: Sequence[str]
 
-    def ask(
-        self, row: str, tiers: dict[str, Any] | None, python: Path, *, again: str = "", settle: float = 0.0
-    ) -> list[Answer]:
-        """Every prompt once in a new process, and for the row ``again`` once more in the same one; ``settle``: seconds
-        to let it live after that, so that it can store."""
+    def start(self, tiers: dict[str, Any] | None, python: Path) -> AbstractContextManager[Engine]:
+        """An engine in a new process."""
         given = {"model": str(self.model), "dtype": "bfloat16", "block_size": self.block, "connector": tiers}
-        found = []
-        with engine(python, given, self.out / "engines.log") as side:
+        return engine(python, given, self.out / "engines.log")
+
+    def answer(self, row: str, side: Engine, prompt: int, stored: float | None = None) -> Answer:
+        """One prompt."""
+        told = side.ask(self.prompts[prompt])
+        kept = {field: told[field] for field in ("seconds", "cached", "logprobs")}
+        return Answer(row=row, round=self.round, prompt=prompt, stored=stored, **kept)
+
+    def store(self, row: str, tiers: dict[str, Any], python: Path) -> list[Answer]:
+        """Every prompt in a process that ends when it has stored them."""
+        with self.start(tiers, python) as side:
             side.ask(WARM_UP)
-            for name in (row, again) if again else (row,):
-                for number, ids in enumerate(self.prompts):
-                    told = side.ask(ids)
-                    kept = {field: told[field] for field in ("seconds", "cached", "logprobs")}
-                    found.append(Answer(row=name, round=self.round, prompt=number, **kept))
-            if settle:  # an engine hands over what it has computed in the steps that follow
-                side.ask(WARM_UP, 8, settle)
+            found = [self.answer(row, side, prompt) for prompt in range(len(self.prompts))]
+            side.ask(WARM_UP, 8, SETTLE)  # an engine hands over what it has computed in the steps that follow
         return found
-
-    def empty_valkey(self) -> None:
-        self._command(b"FLUSHALL\r\n")
-
-    def _command(self, command: bytes) -> bytes:
-        with socket.create_connection(("127.0.0.1", self.valkey)) as line:
-            line.sendall(command)
-            return line.recv(1 << 16)
 
     def folder(self, name: str) -> Path:
         """An empty folder."""
@@ -83,57 +89,85 @@ class Bench:
         return place
 
 
-def plain(bench: Bench) -> list[Answer]:
+Prepared = tuple[list[Answer], list[Reader]]
+
+
+def plain(bench: Bench, stack: ExitStack) -> Prepared:
     """vLLM alone."""
-    return bench.ask("vLLM, cold", None, bench.vllm, again="vLLM, same process")
+    return [], [Reader(row=COLD, tiers=None, python=bench.vllm)]
 
 
-def tenuto(codec: str) -> Callable[[Bench], list[Answer]]:
+def tenuto(codec: str) -> Callable[[Bench, ExitStack], Prepared]:
     """A process that stores on disk and on the server, one that reads from disk, one from the server."""
 
-    def run(bench: Bench) -> list[Answer]:
-        bench.empty_valkey()
+    def prepare(bench: Bench, stack: ExitStack) -> Prepared:
         folder = bench.folder(f"store-{codec}")
         disk, server = f"disk:{folder}?max=4GiB", f"redis://127.0.0.1:{bench.valkey}/0"
-        name = f"tenuto {codec}"
-        found = bench.ask(f"{name}, first process", connector([disk, server], codec), bench.vllm, settle=10.0)
+        first = bench.store(f"tenuto {codec}, first process", connector([disk, server], codec), bench.vllm)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / len(bench.prompts)
-        rows = [(f"{name}, disk", disk), (f"{name}, Valkey", server)]
-        for row, address in rows[:: 1 if bench.round % 2 else -1]:
-            for told in bench.ask(row, connector(address, codec), bench.vllm):
-                found.append(Answer(**_fields(told) | {"stored": size}))
-        shutil.rmtree(folder)
-        return found
+        places = {"disk": disk, "Valkey": server}
+        return first, [
+            Reader(row=f"tenuto {codec}, {place}", tiers=connector(address, codec), python=bench.vllm, stored=size)
+            for place, address in places.items()
+            if place in bench.stores
+        ]
 
-    return run
+    return prepare
 
 
-def lmcache(bench: Bench) -> list[Answer]:
+def lmcache(bench: Bench, stack: ExitStack) -> Prepared:
     """LMCache's server beside the engine: a second process with the same server, and with one that was started anew
     over its file store, and over Valkey."""
     if bench.lmcache is None:
-        return []
-    bench.empty_valkey()
-    folder = bench.folder("store-lmcache")
+        return [], []
     stores = {
-        "disk": {"type": "fs", "base_path": str(folder)},
+        "disk": {"type": "fs", "base_path": str(bench.folder("store-lmcache"))},
         "Valkey": {"type": "resp", "host": "127.0.0.1", "port": bench.valkey},
     }
-    found = []
+    first: list[Answer] = []
+    readers = []
     for place, store in stores.items():
-        with _lmcache_server(bench, bench.lmcache, store) as tiers:
-            first = bench.ask("LMCache, first process", tiers, bench.lmcache, settle=10.0)
-            found += first if place == "disk" else []
-            if place == "disk":
-                found += bench.ask("LMCache, its server's memory", tiers, bench.lmcache)
-        with _lmcache_server(bench, bench.lmcache, store) as tiers:
-            found += bench.ask(f"LMCache, {place}", tiers, bench.lmcache)
-    shutil.rmtree(folder)
+        if place not in bench.stores:
+            continue
+        alive = stack.enter_context(_lmcache_server(bench.out, bench.lmcache, bench.block, store))
+        first += bench.store(f"LMCache, first process ({place})", alive, bench.lmcache)
+        anew = stack.enter_context(_lmcache_server(bench.out, bench.lmcache, bench.block, store))
+        if place == "disk":
+            readers.append(Reader(row="LMCache, its server's memory", tiers=alive, python=bench.lmcache))
+        readers.append(Reader(row=f"LMCache, {place}", tiers=anew, python=bench.lmcache))
+    return first, readers
+
+
+SYSTEMS: dict[str, Callable[[Bench, ExitStack], Prepared]] = {
+    "vllm": plain,
+    "raw": tenuto("raw"),
+    "zstd": tenuto("zstd"),
+    "int8": tenuto("int8"),
+    "lmcache": lmcache,
+}
+
+
+def compare(bench: Bench, systems: Sequence[str]) -> list[Answer]:
+    """Store with every system; then start all that read, and ask them in turn, prompt by prompt. At last each is asked
+    once more, when it has the prompt in vLLM's own prefix cache: the least that any tier could take there and then."""
+    found: list[Answer] = []
+    with ExitStack() as stack:
+        readers: list[Reader] = []
+        for name in systems:
+            stored, more = SYSTEMS[name](bench, stack)
+            found += stored
+            readers += more
+        sides = [(reader, stack.enter_context(bench.start(reader.tiers, reader.python))) for reader in readers]
+        for _, side in sides:
+            side.ask(WARM_UP)
+        for prompt in range(len(bench.prompts)):
+            turn = (prompt + bench.round) % len(sides)
+            order = sides[turn:] + sides[:turn]
+            found += [bench.answer(reader.row, side, prompt, reader.stored) for reader, side in order]
+            found += [bench.answer(f"{reader.row}, again", side, prompt) for reader, side in order]
+    for folder in bench.out.glob("store-*"):
+        shutil.rmtree(folder)
     return found
-
-
-def _fields(answer: Answer) -> dict[str, Any]:
-    return {name: getattr(answer, name) for name in Answer.__slots__}
 
 
 def _free_port() -> int:
@@ -144,12 +178,12 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _lmcache_server(bench: Bench, python: Path, store: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _lmcache_server(out: Path, python: Path, block: int, store: dict[str, Any]) -> Iterator[dict[str, Any]]:
     port, web = _free_port(), _free_port()
-    options = ["--host", "127.0.0.1", "--port", str(port), "--http-port", str(web), "--chunk-size", str(bench.block)]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--http-port", str(web), "--chunk-size", str(block)]
     options += ["--l1-size-gb", "1", "--eviction-policy", "LRU", "--supported-transfer-mode", "auto"]
     command = [str(python.with_name("lmcache")), "server", *options, "--l2-adapter", json.dumps(store)]
-    with (bench.out / "lmcache.log").open("a") as log:
+    with (out / "lmcache.log").open("a") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | CPU)
     try:
         _wait_for(port, process)
@@ -160,7 +194,6 @@ def _lmcache_server(bench: Bench, python: Path, store: dict[str, Any]) -> Iterat
             "kv_load_failure_policy": "recompute",
             "kv_connector_extra_config": extra,
         }
-        time.sleep(3)  # it writes behind
     finally:
         process.terminate()
         process.wait(60)
@@ -175,12 +208,3 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
         except OSError:
             time.sleep(0.5)
     raise RuntimeError("LMCache's server did not start; lmcache.log holds what it said.")
-
-
-SYSTEMS: dict[str, Callable[[Bench], list[Answer]]] = {
-    "vllm": plain,
-    "raw": tenuto("raw"),
-    "zstd": tenuto("zstd"),
-    "int8": tenuto("int8"),
-    "lmcache": lmcache,
-}
