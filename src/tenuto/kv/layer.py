@@ -99,7 +99,7 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
             known = enumerate(self.probes if wanted else ())
             held = settle(held, {}, {row: probes.last(wanted).queries for row, probes in known})
         held.store.spare = step.spare
-        held.store.append(key, value, step.index, step.valid)
+        held.store.append(key, value, step.index, step.valid, step.weights)
         return held
 
     def hold(self, keys: torch.Tensor, values: torch.Tensor, index: torch.Tensor, valid: torch.Tensor | None) -> None:
