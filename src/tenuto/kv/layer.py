@@ -159,6 +159,12 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         )
         return scored(policy, view)
 
+    @property
+    def weighted(self) -> bool:
+        """Whether entries carry count weights."""
+        held = self.held
+        return held is not None and any(held.column(at, "weights") is not None for at in range(len(held.encoded)))
+
     def holding(self) -> Held:
         """What is held.
 
@@ -227,6 +233,9 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
                 f"{type(self.policy.scorer).__name__} adds up attention and cannot take tokens back: assisted and "
                 "prompt-lookup decoding need another scorer."
             )
+        first = [start + store.lengths[s] - counts[s // store.heads] for s, start in enumerate(store.starts)]
+        if any(counts[s // store.heads] and int(store.index[at]) < columns for s, at in enumerate(first)):
+            raise AttachError("Tokens to take back share an entry with others, or were evicted. Take back fewer tokens.")
         store.shorten(counts)
         self.probes = [
             Probes(p.queries[:, (seen := p.index < columns)], p.index[seen]) if len(p.index) else p for p in self.probes

@@ -91,6 +91,8 @@ def read(
     merging = _Merging(run, ids, method, marks(tokenizer, ids[0]), surprise)
     cache = run.cache() if cache is None else cache
     with ExitStack() as stack:
+        if run.deferred is None:
+            stack.enter_context(run.prefill())  # a budget in bytes is known when the weights are
         for number, block in enumerate(list(merging.decoder.layers)[method.layer :]):
             hook = merging.first if number == 0 else merging.later
             stack.enter_context(_until(block.register_forward_pre_hook(hook, with_kwargs=True)))

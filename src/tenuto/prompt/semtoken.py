@@ -59,12 +59,12 @@ class SemToken(PromptMethod):
         wanted = max(self.count(tokens, look.layers), -(-tokens // self.most))
         if wanted == tokens:
             return Spans.of_lengths([1] * tokens)
-        prints = F.normalize(look.states, dim=-1)
+        prints = F.normalize(look.states - look.states.mean(0), dim=-1)
         weight = torch.ones(tokens)
         if self.density:
             weight = novelty(look.embeddings, self.context).clamp(min=0.01) ** self.density
         table = coherence(prints, self.most, weight)
-        stay = self.protect * look.marks + FOREVER * self.ends(tokens)
+        stay = self.protect * look.marks * weight + FOREVER * self.ends(tokens)
         return split(table + penalties(stay, self.most), wanted)
 
 
@@ -83,10 +83,11 @@ def penalties(stay: torch.Tensor, most: int) -> torch.Tensor:
 
 
 def novelty(embeddings: torch.Tensor, context: int) -> torch.Tensor:
-    """How unlike all earlier places each place of a prompt is, ``[tokens]`` in [0, 1].
+    """How little of each token could be told from earlier places of the prompt, ``[tokens]`` in [0, 1].
 
-    A place is a token with the ``context`` tokens before it. Two places are as like as the mean cosine of their tokens'
-    embeddings, token by token; a place is as new as it is unlike the likest earlier one.
+    An earlier place tells a token as far as both the token there and the ``context`` tokens before it are alike:
+    ``cos(x_i, x_j) * mean_b cos(x_(i-b), x_(j-b))`` of the embeddings, nothing where one is negative. The novelty is 1
+    minus the largest of these, over all earlier places.
 
     Args:
         embeddings: ``[tokens, channels]``.
@@ -95,17 +96,12 @@ def novelty(embeddings: torch.Tensor, context: int) -> torch.Tensor:
     centred = F.normalize(embeddings - embeddings.mean(0), dim=-1)
     likest = torch.zeros(tokens)
     for start in range(0, tokens, BLOCK):
-        stop = min(start + BLOCK, tokens)
-        low = max(start - context, 0)
-        alike = centred[low:stop] @ centred[:stop].T
-        total = alike[start - low :].clone()
+        stop, low = min(start + BLOCK, tokens), max(start - context, 0)
+        alike = (centred[low:stop] @ centred[:stop].T).clamp_(min=0)
+        around = torch.zeros(stop - start, stop)
         for back in range(1, context + 1):
-            rows = torch.arange(start, stop) - back
-            shifted = torch.zeros_like(total)
-            inside = rows >= 0
-            shifted[inside, back:] = alike[rows[inside] - low, : stop - back]
-            total += shifted
-        total /= context + 1
-        earlier = torch.arange(stop) < torch.arange(start, stop)[:, None]
-        likest[start:stop] = total.masked_fill(~earlier, 0.0).amax(-1)
+            begin = max(start, back)
+            around[begin - start :, back:] += alike[begin - back - low : stop - back - low, : stop - back]
+        found = alike[start - low :] * (around / context if context else 1)
+        likest[start:stop] = found.tril_(start - 1).amax(-1)
     return (1 - likest).clamp(0, 1)
