@@ -41,7 +41,9 @@ def by_hand(model: Any, ids: torch.Tensor, prompt: Prompt, layer: int, after: to
     sizes = torch.ones(count + later)
     for number, block in enumerate(model.model.layers):
         if number == layer:
-            pieces = [hidden[:, a : b + 1].mean(1) for a, b in zip(spans.starts, spans.ends, strict=True)]
+            mass = torch.ones(count) if spans.weight is None else spans.weight
+            pairs = zip(spans.starts.tolist(), (spans.ends + 1).tolist(), strict=True)
+            pieces = [(hidden[:, a:b] * mass[a:b, None]).sum(1) / mass[a:b].sum() for a, b in pairs]
             hidden = torch.cat([torch.stack(pieces, 1), hidden[:, count:]], 1)
             positions = torch.cat([spans.ends, torch.arange(count, count + later)])[None]
             sizes = torch.cat([spans.sizes.float(), torch.ones(later)])
@@ -75,7 +77,9 @@ def test_merging_nothing_is_the_plain_model_bit_for_bit(kind: type[PromptMethod]
     with attach(model, KVPolicy(), budget=FULL) as run:
         prompt = read(run, ids, kind(ratio=1.0))
         assert torch.equal(prompt.logits, plain)
-        assert torch.equal(*(follow(model, each, steps[:, :1], steps[:, 1:]) for each in (prompt.cache, _whole(run, ids))))
+        assert torch.equal(
+            *(follow(model, each, steps[:, :1], steps[:, 1:]) for each in (prompt.cache, _whole(run, ids)))
+        )
 
 
 def _whole(run: Any, ids: torch.Tensor) -> Any:
@@ -204,7 +208,9 @@ def test_a_merged_cache_can_be_saved(tmp_path: Path) -> None:
     with attach(model, KVPolicy(), budget=FULL) as run:
         prompt = read(run, tokens(60), SemToken())
         run.save(tmp_path / "cache", prompt.cache)
-        pair = [follow(model, cache, steps[:, :2], steps[:, 2:]) for cache in (prompt.cache, run.load(tmp_path / "cache"))]
+        pair = [
+            follow(model, cache, steps[:, :2], steps[:, 2:]) for cache in (prompt.cache, run.load(tmp_path / "cache"))
+        ]
     assert torch.equal(*pair)
 
 

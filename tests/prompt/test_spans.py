@@ -39,13 +39,16 @@ def test_greedy_meets_the_count_and_is_never_better() -> None:
         assert price(costs, best) <= price(costs, quick) + 1e-3
 
 
-def test_coherence_is_size_times_variance() -> None:
-    states, weight = torch.randn(12, 5, generator=torch.Generator().manual_seed(3)), torch.arange(1.0, 13.0)
+@pytest.mark.parametrize("alike", [True, False])
+def test_coherence_is_size_times_variance(alike: bool) -> None:
+    states = torch.randn(12, 5, generator=torch.Generator().manual_seed(3))
+    weight = torch.ones(12) if alike else torch.arange(1.0, 13.0)
     table = coherence(states, 4, weight)
     for length, start in ((1, 0), (2, 3), (4, 8)):
-        span = slice(start, start + length)
-        variance = (states[span] - states[span].mean(0)).pow(2).sum(-1).mean()
-        assert float(table[length - 1, start]) == pytest.approx(float(length * variance * weight[span].mean()), abs=1e-4)
+        span, mass = slice(start, start + length), weight[start : start + length, None]
+        mean = (states[span] * mass).sum(0) / mass.sum()
+        expected = float((mass * (states[span] - mean).pow(2)).sum())
+        assert float(table[length - 1, start]) == pytest.approx(expected, abs=1e-3)
     assert torch.isinf(table[3, 9:]).all()
     assert not torch.isinf(table[3, :9]).any()
 

@@ -235,7 +235,9 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
             )
         first = [start + store.lengths[s] - counts[s // store.heads] for s, start in enumerate(store.starts)]
         if any(counts[s // store.heads] and int(store.index[at]) < columns for s, at in enumerate(first)):
-            raise AttachError("Tokens to take back share an entry with others, or were evicted. Take back fewer tokens.")
+            raise AttachError(
+                "Tokens to take back share an entry with others, or were evicted. Take back fewer tokens."
+            )
         store.shorten(counts)
         self.probes = [
             Probes(p.queries[:, (seen := p.index < columns)], p.index[seen]) if len(p.index) else p for p in self.probes

@@ -7,12 +7,12 @@ A :class:`PromptMethod` is a frozen dataclass of numbers. It sees a :class:`Look
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self, cast
 
 import torch
 
-from tenuto.errors import PolicyError
+from tenuto.errors import PolicyError, closest
 from tenuto.prompt.spans import Spans
 
 __all__ = ["Look", "PromptMethod"]
@@ -27,8 +27,8 @@ class Look:
             where they are merged, ``[tokens, channels]``.
         marks: how much each token should stay by itself, ``[tokens]`` float32, 0 for most, see
             :mod:`tenuto.prompt.protect`.
-        surprise: negative log-likelihood of each token under the model, in nats ``[tokens]``, infinite for the first; None unless
-            the method asks for it, since it takes a whole pass.
+        surprise: negative log-likelihood of each token under the model, in nats ``[tokens]``, infinite for the first;
+            None unless the method asks for it, since it takes a whole pass.
         layers: of the model.
     """
 
@@ -68,6 +68,34 @@ class PromptMethod(ABC):
             raise PolicyError(f"ratio={self.ratio} is not allowed: give more than 0 and at most 1.")
         if min(self.layer, self.sinks, self.recent) < 0:
             raise PolicyError(f"{self} is not allowed: layer, sinks and recent are 0 or more.")
+
+    @classmethod
+    def parse(cls, given: str) -> Self:
+        """A method from a text such as ``ratio=0.5,layer=4``.
+
+        Raises:
+            PolicyError: an option it does not have, or a value that is no number.
+        """
+        kinds: dict[str, Any] = {item.name: type(item.default) for item in fields(cls)}
+        read = dict[str, float]()
+        for part in filter(None, given.split(",")):
+            key, _, value = (piece.strip() for piece in part.partition("="))
+            if key not in kinds:
+                raise PolicyError(f"{cls.name} has no option {key!r}.{closest(key, kinds)}")
+            try:
+                read[key] = kinds[key](value)
+            except ValueError as error:
+                raise PolicyError(
+                    f"{cls.name}: {part.strip()!r} is not allowed: give a number, as in ratio=0.5."
+                ) from error
+        made: Any = cls
+        return cast(Self, made(**read))
+
+    def __str__(self) -> str:
+        told = (
+            (item.name, getattr(self, item.name)) for item in fields(self) if getattr(self, item.name) != item.default
+        )
+        return self.name + "".join(f"{',' if i else ':'}{key}={value:g}" for i, (key, value) in enumerate(told))
 
     @abstractmethod
     def choose(self, look: Look) -> Spans:

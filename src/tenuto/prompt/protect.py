@@ -1,4 +1,4 @@
-"""Which tokens of a prompt should stay by themselves: numbers, names, code, and those that only a chat template writes."""
+"""Which tokens of a prompt should stay by themselves: numbers, names, code, and what only a chat template writes."""
 
 from __future__ import annotations
 

@@ -84,9 +84,13 @@ def read(
         PolicyError: the method cannot reach its ratio on this model.
     """
     if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] < 1:
-        raise InputError(f"A prompt of shape {list(ids.shape)} was given. Give one prompt [1, tokens] that is not empty.")
+        raise InputError(
+            f"A prompt of shape {list(ids.shape)} was given. Give one prompt [1, tokens] that is not empty."
+        )
     if any(spec.site is None for spec in run.layout.layers):
-        raise AttachError("Spans can be merged in a model whose layers all attend in full; this one has sliding layers.")
+        raise AttachError(
+            "Spans can be merged in a model whose layers all attend in full; this one has sliding layers."
+        )
     surprise = _surprise(run, ids) if method.surprised else None
     merging = _Merging(run, ids, method, marks(tokenizer, ids[0]), surprise)
     cache = run.cache() if cache is None else cache

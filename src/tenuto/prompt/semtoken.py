@@ -1,11 +1,12 @@
 """SemToken: neighbouring tokens that say little become one entry; dense places keep fine tokens.
 
-Every token has a fingerprint, and spans of neighbours are chosen so that the sum of their size times the variance of
-their fingerprints is least for the number of spans asked for; exactly so up to 8,192 tokens. A token weighs more where
-its surroundings are new to the prompt (its *density*), so that a log line whose like was read before is merged before
-one that was not, and numbers, names, code, template tokens and both ends of the prompt are merged last. The model reads
-one entry per span: the mean of its states, at the position of its last token, with ``log(size)`` on its attention
-logits (:mod:`tenuto.prompt.read`).
+Every token has a fingerprint, its state where tokens are merged, and spans of neighbours are chosen so that the sum of
+their size times the variance of their fingerprints is least for the number of spans asked for; exactly so up to 8,192
+tokens. A token counts more, in that sum and in the mean of its span, the rarer it is and the less could be told from
+earlier places of the prompt (its *density*): a log line whose like was read before is merged before one that was not.
+Numbers, names, code and template tokens cost more on top, and both ends of the prompt are merged last. The model reads
+one entry per span: the weighted mean of its states, at the position of its last token, with ``log(size)`` on its
+attention logits (:mod:`tenuto.prompt.read`).
 
 What it does not do: it invents no token ids, runs no second encoder, drops nothing, and does not know the question.
 The published code groups every three tokens whatever they say, and never runs a model on the result; how merged tokens
@@ -17,7 +18,7 @@ https://arxiv.org/abs/2508.15190
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -27,7 +28,7 @@ from tenuto.errors import PolicyError
 from tenuto.prompt.method import Look, PromptMethod
 from tenuto.prompt.spans import Spans, coherence, split
 
-__all__ = ["SemToken", "novelty"]
+__all__ = ["SemToken", "novelty", "rarity"]
 
 BLOCK = 1024
 
@@ -38,8 +39,9 @@ class SemToken(PromptMethod):
 
     Attributes:
         most: tokens of one span, at most.
-        density: how much more a token counts that is new to the prompt: its cost is ``novelty ** density``; 0 for none.
-        protect: how much more a protected token costs; 0 for no protection but of both ends.
+        density: how much more a token counts that is new to the prompt: it counts ``(novelty * rarity) ** density`` in
+            the cost and the mean of its span; 0: all alike.
+        protect: how much more numbers, names, code and template tokens cost; 0 for no protection but of both ends.
         context: tokens before a token that belong to its surroundings.
     """
 
@@ -60,13 +62,14 @@ class SemToken(PromptMethod):
         if wanted == tokens:
             return Spans.of_lengths([1] * tokens)
         prints = F.normalize(look.states - look.states.mean(0), dim=-1)
-        weight = torch.ones(tokens)
-        if self.density:
-            weight = novelty(look.embeddings, self.context).clamp(min=0.01) ** self.density
-        table = coherence(prints, self.most, weight)
+        weight = (novelty(look.embeddings, self.context) * rarity(look.ids)).clamp(min=LEAST) ** self.density
         stay = self.protect * look.marks * weight + FOREVER * self.ends(tokens)
-        return split(table + penalties(stay, self.most), wanted)
+        spans = split(coherence(prints, self.most, weight) + penalties(stay, self.most), wanted)
+        return replace(spans, weight=weight)
 
+
+LEAST = 0.01
+"""The least a token counts."""
 
 FOREVER = 1e3
 """What it costs to merge one of the tokens at both ends: paid only where the ratio cannot be met otherwise."""
@@ -80,6 +83,14 @@ def penalties(stay: torch.Tensor, most: int) -> torch.Tensor:
         total = total[: tokens - length + 1] + stay[length - 1 :]
         table[length - 1, : tokens - length + 1] = total
     return table
+
+
+def rarity(ids: torch.Tensor) -> torch.Tensor:
+    """How rare each token is in the prompt, ``[tokens]`` in [0, 1]: ``log(tokens / count)`` over its largest value."""
+    _, which, count = torch.unique(ids, return_inverse=True, return_counts=True)
+    tokens = torch.tensor(float(max(ids.shape[0], 2)))
+    rare: torch.Tensor = (tokens / count[which]).log().clamp(min=0) / tokens.log()
+    return rare
 
 
 def novelty(embeddings: torch.Tensor, context: int) -> torch.Tensor:

@@ -30,10 +30,12 @@ class Spans:
 
     Attributes:
         starts, ends: ``[spans]`` int64.
+        weight: how much each token of the prompt counts in the mean of its span, ``[tokens]`` float32; None: alike.
     """
 
     starts: torch.Tensor
     ends: torch.Tensor
+    weight: torch.Tensor | None = None
 
     @classmethod
     def of_lengths(cls, lengths: Any) -> Spans:
@@ -55,11 +57,16 @@ class Spans:
         return self.ends - self.starts + 1
 
     def mean(self, states: torch.Tensor) -> torch.Tensor:
-        """The mean of every span: ``states [batch, tokens, channels]`` to ``[batch, spans, channels]``."""
-        sums = torch.zeros_like(states[:, : len(self)], dtype=torch.float32)
+        """The mean of every span: ``states [batch, tokens, channels]`` to ``[batch, spans, channels]``.
+
+        Tokens that are spans by themselves stay bit for bit.
+        """
         owner, token = self._members(states.device)
-        sums.index_add_(1, owner, states[:, token].float())
-        mean = sums / self.sizes.to(sums.device)[:, None]
+        weight = states.new_ones(states.shape[1], dtype=torch.float32) if self.weight is None else self.weight
+        mass = weight.to(states.device)[token]
+        share = mass / torch.zeros(len(self), device=mass.device).index_add_(0, owner, mass)[owner]
+        mean = torch.zeros_like(states[:, : len(self)], dtype=torch.float32)
+        mean.index_add_(1, owner, states[:, token].float() * share[:, None])
         alone = (self.sizes == 1).to(states.device)[:, None]
         return torch.where(alone, states[:, self.ends.to(states.device)], mean.to(states.dtype))
 
@@ -71,24 +78,26 @@ class Spans:
 
 
 def coherence(states: torch.Tensor, most: int, weight: torch.Tensor) -> torch.Tensor:
-    """The cost of every span: its size times the variance of its states, times the mean weight of its tokens.
+    """The cost of every span: the weight of its tokens times the variance of their states about their weighted mean.
+
+    Where all weights are 1 that is size times variance. A token of little weight costs little beside one of much.
 
     Args:
-        states: ``[tokens, channels]``; most: tokens of a span, at most; weight: ``[tokens]``.
+        states: ``[tokens, channels]``; most: tokens of a span, at most; weight: ``[tokens]``, above 0.
 
     Returns:
         ``[most, tokens]`` float32.
     """
-    tokens, states = states.shape[0], states.float()
-    squares, total = states.pow(2).sum(-1), states.clone()
-    size, load = squares.clone(), weight.float().clone()
+    tokens, weight = states.shape[0], weight.float()
+    heavy = states.float() * weight[:, None]
+    squares = (heavy * states.float()).sum(-1)
+    total, size, mass = heavy, squares, weight
     table = torch.full((most, tokens), float("inf"))
     table[0] = 0.0
     for length in range(2, min(most, tokens) + 1):
         count, last = tokens - length + 1, slice(length - 1, tokens)
-        total, size, load = total[:count] + states[last], size[:count] + squares[last], load[:count] + weight[last]
-        spread = (size - total.pow(2).sum(-1) / length).clamp(min=0)
-        table[length - 1, :count] = spread * load / length
+        total, size, mass = total[:count] + heavy[last], size[:count] + squares[last], mass[:count] + weight[last]
+        table[length - 1, :count] = (size - total.pow(2).sum(-1) / mass).clamp(min=0)
     return table
 
 

@@ -41,13 +41,21 @@ def logs(rng: Random) -> list[str]:
 def repeated(rng: Random) -> list[str]:
     """A few paragraphs of real prose that come again and again, as in retrieved documents that overlap."""
     sentences = prose(rng)
-    pages = [" ".join(sentences[4 * i : 4 * i + 4]) + "\n\n" for i in range(4)]
-    return [rng.choice(pages) for _ in range(80)]
+    pages = [" ".join(sentences[3 * i : 3 * i + 3]) + "\n\n" for i in range(3)]
+    return [page for _ in range(30) for page in rng.sample(pages, len(pages))]
 
 
 def boilerplate(rng: Random) -> list[str]:
     """Letters of one wording in which a name, a day and an amount change."""
-    names = ("Ada Lovelace", "Alan Turing", "Grace Hopper", "Kurt Goedel", "Emmy Noether", "Paul Erdos", "Mary Cartwright")
+    names = (
+        "Ada Lovelace",
+        "Alan Turing",
+        "Grace Hopper",
+        "Kurt Goedel",
+        "Emmy Noether",
+        "Paul Erdos",
+        "Mary Cartwright",
+    )
     return [
         f"Dear {rng.choice(names)},\n\nthank you for your order of {rng.randrange(1, 29)} May. The amount of "
         f"{rng.randrange(10, 900)} euros has been received. Please keep this letter for your records. If you have any "
