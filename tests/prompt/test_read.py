@@ -25,6 +25,7 @@ from tenuto.prompt.baselines.fixed import FixedGroups
 from tenuto.prompt.method import PromptMethod
 from tenuto.prompt.read import Prompt, read
 from tenuto.prompt.semtoken import SemToken
+from tenuto.prompt.spans import Spans
 from tenuto.testing.kv import TinyLM, follow, tokens
 
 FULL = MemoryBudget.keep(1.0)
@@ -221,3 +222,23 @@ def test_in_bfloat16() -> None:
         logits = follow(model, prompt.cache, tokens(3, 1), tokens(2, 2))
     assert logits.dtype is torch.bfloat16
     assert torch.isfinite(logits).all()
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes."""
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(ids).decode("utf-8", errors="replace")
+
+
+@pytest.mark.parametrize("text", ["plain words", "naïve café 日本語", "🦉🦉👩‍👩‍👧 owl 🦉", "🦉"])
+@pytest.mark.parametrize("dropping", [False, True])
+def test_the_side_table_is_lossless(text: str, dropping: bool) -> None:
+    ids = torch.tensor(list(text.encode()))
+    kept = torch.arange(0, len(ids), 2)
+    lengths = [min(3, len(ids) - at) for at in range(0, len(ids), 3)]
+    spans = Spans.of_tokens(kept) if dropping else Spans.of_lengths(lengths)
+    prompt = Prompt(ids, spans, cache=None, logits=torch.zeros(1))  # type: ignore[arg-type]
+    table = prompt.table(Bytes())
+    assert "".join(piece for piece, _ in table) == text
+    assert [size for _, size in table if size] == spans.sizes.tolist()

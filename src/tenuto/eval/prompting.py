@@ -67,7 +67,7 @@ class Way:
 def ways(ratio: float, semtoken: SemToken, policy: KVMethod | None = None) -> list[Way]:
     """The uncompressed prompt, SemToken, and what it is measured beside, all at the same entries over tokens.
 
-    Methods that merge, all at SemToken's layer; those that drop before the first layer, where dropping is cheapest.
+    All merge or drop at SemToken's layer.
 
     Args:
         policy: also SemToken with this policy, which keeps half of its entries.
@@ -76,8 +76,8 @@ def ways(ratio: float, semtoken: SemToken, policy: KVMethod | None = None) -> li
     others = (
         FixedGroups(ratio=ratio, layer=layer),
         RandomSpans(ratio=ratio, layer=layer),
-        DropSurprise(ratio=ratio),
-        DropNorm(ratio=ratio),
+        DropSurprise(ratio=ratio, layer=layer),
+        DropNorm(ratio=ratio, layer=layer),
     )
     rows += [Way(name=other.name, merge=other) for other in others]
     rows.append(Way(name="snapkv", policy=SnapKV(), keep=ratio))

@@ -46,7 +46,7 @@ class PromptMethod(ABC):
 
     Attributes:
         ratio: entries held over tokens, the mean over all layers, in (0, 1].
-        layer: the first layer that sees fewer; those before it see, and hold, every token.
+        layer: the first layer that sees fewer; those before it see, and hold, every token. -1: after an eighth of them.
         sinks, recent: first and last tokens that stay by themselves.
 
     Class attributes: ``name``; ``surprised``, whether :attr:`Look.surprise` is needed.
@@ -56,7 +56,7 @@ class PromptMethod(ABC):
     """
 
     ratio: float = 0.5
-    layer: int = 0
+    layer: int = -1
     sinks: int = 4
     recent: int = 32
 
@@ -66,8 +66,8 @@ class PromptMethod(ABC):
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
             raise PolicyError(f"ratio={self.ratio} is not allowed: give more than 0 and at most 1.")
-        if min(self.layer, self.sinks, self.recent) < 0:
-            raise PolicyError(f"{self} is not allowed: layer, sinks and recent are 0 or more.")
+        if min(self.layer + 1, self.sinks, self.recent) < 0:
+            raise PolicyError(f"{self} is not allowed: layer is -1 or more, sinks and recent 0 or more.")
 
     @classmethod
     def parse(cls, given: str) -> Self:
@@ -107,13 +107,18 @@ class PromptMethod(ABC):
         Raises:
             PolicyError: the first layers alone hold more.
         """
-        if self.layer >= layers or (self.ratio < 1 and self.ratio * layers <= self.layer):
+        first = self.first(layers)
+        if first >= layers or (self.ratio < 1 and self.ratio * layers <= first):
             raise PolicyError(
-                f"layer={self.layer} of {layers} is too late for ratio={self.ratio}: the layers before it hold every "
+                f"layer={first} of {layers} is too late for ratio={self.ratio}: the layers before it hold every "
                 f"token. Give a layer below {self.ratio * layers:g}, or a larger ratio."
             )
-        share = (self.ratio * layers - self.layer) / (layers - self.layer)
+        share = (self.ratio * layers - first) / (layers - first)
         return min(max(round(tokens * share), 1), tokens)
+
+    def first(self, layers: int) -> int:
+        """The first layer that sees fewer, of so many."""
+        return round(layers / 8) if self.layer == -1 else self.layer
 
     def kept(self, tokens: int, count: int) -> tuple[int, int]:
         """First and last tokens that stay, fewer where ``count`` spans leave no room for others."""

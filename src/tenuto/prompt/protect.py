@@ -34,7 +34,7 @@ def marks(tokenizer: Any, ids: torch.Tensor) -> torch.Tensor:
         if kind and not (kind == "name" and begins):
             told[at] = KINDS[kind]
         if text.strip() or "\n" in text:
-            begins = text.rstrip(" ").endswith((".", "!", "?", "\n", ":"))
+            begins = kind == "template" or text.rstrip(" ").endswith((".", "!", "?", "\n", ":"))
     return told
 
 

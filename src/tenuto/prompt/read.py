@@ -52,18 +52,30 @@ class Prompt:
     def table(self, tokenizer: Any) -> list[tuple[str, int]]:
         """The text of the prompt in pieces, with the size of the span each became; 0 for what was dropped.
 
-        Joined, the pieces are the text: where a character is made of tokens of two spans, it is in the later one.
+        Joined, the pieces are the text: a character made of tokens of two spans is in the later one.
         """
-        pieces, known, done = list[tuple[str, int]](), "", 0
-        stops = [(int(end) + 1, int(size)) for end, size in zip(self.spans.ends, self.spans.sizes, strict=True)]
-        for stop, size in [*stops, (self.ids.shape[0], 0)]:
-            for upto, kind in ((stop - size, 0), (stop, size)):
-                if upto > done:
-                    text = str(tokenizer.decode(self.ids[:upto]))
-                    whole = text.rstrip("\ufffd") if upto < self.ids.shape[0] else text
-                    pieces.append((whole[len(known) :], kind))
-                    known, done = whole, upto
+        pieces, known, start = list[tuple[str, int]](), "", 0
+        for stop, size in self._stretches():
+            text = str(tokenizer.decode(self.ids[start:stop].tolist()))
+            if text.endswith("\ufffd") and stop < self.ids.shape[0]:
+                pieces.append(("", size))
+                continue
+            pieces.append((text[len(known) :], size))
+            start = stop - 1  # decoded once more: what a token looks like may depend on the one before it
+            known = str(tokenizer.decode(self.ids[start:stop].tolist()))
+            if known.startswith("\ufffd"):
+                start, known = stop, ""
         return pieces
+
+    def _stretches(self) -> list[tuple[int, int]]:
+        """Where each span ends, with its size, and runs of tokens in none, with 0."""
+        found, done = list[tuple[int, int]](), 0
+        for start, end in zip(self.spans.starts.tolist(), self.spans.ends.tolist(), strict=True):
+            if start > done:
+                found.append((start, 0))
+            found.append((end + 1, end + 1 - start))
+            done = end + 1
+        return [*found, (self.ids.shape[0], 0)] if done < self.ids.shape[0] else found
 
 
 @torch.no_grad()
@@ -97,7 +109,7 @@ def read(
     with ExitStack() as stack:
         if run.deferred is None:
             stack.enter_context(run.prefill())  # a budget in bytes is known when the weights are
-        for number, block in enumerate(list(merging.decoder.layers)[method.layer :]):
+        for number, block in enumerate(list(merging.decoder.layers)[merging.at :]):
             hook = merging.first if number == 0 else merging.later
             stack.enter_context(_until(block.register_forward_pre_hook(hook, with_kwargs=True)))
         merging.cache = cache
@@ -110,7 +122,7 @@ def read(
             attention_mask=torch.ones(1, seen + ids.shape[1], dtype=torch.int64, device=ids.device),
         )
     if merging.spans is None:
-        raise AttachError(f"{type(run.model).__name__} did not run its layer {method.layer}.")
+        raise AttachError(f"{type(run.model).__name__} did not run its layer {merging.at}.")
     return Prompt(ids[0].cpu(), merging.spans, cache, found.logits[0, -1].float())
 
 
@@ -137,7 +149,8 @@ class _Merging:
         self.decoder: Any = run.layout.decoder
         self.cache: KVCache | None = None
         self.spans: Spans | None = None
-        self.left = len(run.layout.layers) - method.layer
+        self.at = method.first(len(run.layout.layers))
+        self.left = len(run.layout.layers) - self.at
 
     def first(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Choose the spans from the states that come in, and go on with their means."""
@@ -177,7 +190,7 @@ class _Merging:
         spans, cache = self.spans, self.cache
         if spans is None or cache is None:
             return
-        for layer in cache.engine[self.method.layer :]:
+        for layer in cache.engine[self.at :]:
             step = layer.step
             if step is not None:
                 merged = bool((spans.sizes > 1).any())

@@ -45,10 +45,10 @@ class SemToken(PromptMethod):
         context: tokens before a token that belong to its surroundings.
     """
 
-    most: int = 8
+    most: int = 16
     density: float = 1.0
     protect: float = 1.0
-    context: int = 3
+    context: int = 4
     name: ClassVar[str] = "semtoken"
 
     def __post_init__(self) -> None:
