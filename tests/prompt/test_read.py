@@ -43,11 +43,12 @@ def by_hand(model: Any, ids: torch.Tensor, prompt: Prompt, layer: int, after: to
     for number, block in enumerate(model.model.layers):
         if number == layer:
             mass = torch.ones(count) if spans.weight is None else spans.weight
-            pairs = zip(spans.starts.tolist(), (spans.ends + 1).tolist(), strict=True)
-            pieces = [(hidden[:, a:b] * mass[a:b, None]).sum(1) / mass[a:b].sum() for a, b in pairs]
+            bounds = list(zip(spans.starts.tolist(), (spans.ends + 1).tolist(), strict=True))
+            pieces = [(hidden[:, a:b] * mass[a:b, None]).sum(1) / mass[a:b].sum() for a, b in bounds]
             hidden = torch.cat([torch.stack(pieces, 1), hidden[:, count:]], 1)
             positions = torch.cat([spans.ends, torch.arange(count, count + later)])[None]
-            sizes = torch.cat([spans.sizes.float(), torch.ones(later)])
+            counts = [float(mass[a:b].sum()) if b - a > 1 else 1.0 for a, b in bounds]
+            sizes = torch.cat([torch.tensor(counts), torch.ones(later)])
         size = hidden.shape[1]
         seen = torch.ones(size, size, dtype=torch.bool).tril()
         mask = sizes[-size:].log().expand(size, size).masked_fill(~seen, float("-inf"))[None, None]
@@ -155,7 +156,7 @@ def test_eviction_keeps_weights_with_their_entries() -> None:
     model, ids = TinyLM(), tokens(120)
     with attach(model, SnapKV(window=8), budget=MemoryBudget.keep(0.3)) as run:
         prompt = read(run, ids, SemToken(ratio=0.5))
-        sizes = dict(zip(prompt.spans.ends.tolist(), prompt.spans.sizes.tolist(), strict=True))
+        sizes = dict(zip(prompt.spans.ends.tolist(), prompt.spans.counts.tolist(), strict=True))
         for layer in prompt.cache.engine:
             held = layer.holding()
             for segment in range(2):

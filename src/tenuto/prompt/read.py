@@ -5,7 +5,8 @@
         model.generate(torch.cat([ids, question], 1), past_key_values=prompt.cache)
 
 One pass: layers before ``method.layer`` see every token; there, spans are chosen and merged, and the layers from it on
-hold one entry per span, of which a later token sees ``logit + log(size)``. An entry has the number and the RoPE
+hold one entry per span, of which a later token sees ``logit + log(count)``, where the count is the span's size, less
+for tokens that weigh less (:attr:`Spans.counts`). An entry has the number and the RoPE
 position of its span's last token. The cache has *seen* all tokens: its length, the positions of what follows, budgets
 by share and ``bytes_full`` count those.
 """
@@ -197,7 +198,7 @@ class _Merging:
                 layer.step = replace(
                     step,
                     index=step.index[spans.ends.to(step.index.device)],
-                    weights=spans.sizes.to(step.index.device, torch.float32) if merged else None,
+                    weights=spans.counts.to(step.index.device) if merged else None,
                 )
 
     def _look(self, states: torch.Tensor) -> Look:

@@ -5,8 +5,9 @@ their size times the variance of their fingerprints is least for the number of s
 tokens. A token counts more, in that sum and in the mean of its span, the rarer it is and the less could be told from
 earlier places of the prompt (its *density*): a log line whose like was read before is merged before one that was not.
 Numbers, names, code and template tokens cost more on top, and both ends of the prompt are merged last. The model reads
-one entry per span: the weighted mean of its states, at the position of its last token, with ``log(size)`` on its
-attention logits (:mod:`tenuto.prompt.read`).
+one entry per span: the weighted mean of its states, at the position of its last token, with the log of what its tokens
+weigh together on its attention logits (:mod:`tenuto.prompt.read`); at ``density=0`` that is the log of its size, and a
+plain mean.
 
 What it does not do: it invents no token ids, runs no second encoder, drops nothing, and does not know the question.
 The published code groups every three tokens whatever they say, and never runs a model on the result; how merged tokens
@@ -40,7 +41,7 @@ class SemToken(PromptMethod):
     Attributes:
         most: tokens of one span, at most.
         density: how much more a token counts that is new to the prompt: it counts ``(novelty * rarity) ** density`` in
-            the cost and the mean of its span; 0: all alike.
+            the cost, the mean and the count weight of its span; 0: all alike.
         protect: how much more numbers, names, code and template tokens cost; 0 for no protection but of both ends.
         context: tokens before a token that belong to its surroundings.
     """

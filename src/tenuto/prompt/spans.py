@@ -30,7 +30,7 @@ class Spans:
 
     Attributes:
         starts, ends: ``[spans]`` int64.
-        weight: how much each token of the prompt counts in the mean of its span, ``[tokens]`` float32; None: alike.
+        weight: how much each token of the prompt counts beside others in its span, ``[tokens]`` float32; None: 1.
     """
 
     starts: torch.Tensor
@@ -55,6 +55,16 @@ class Spans:
     def sizes(self) -> torch.Tensor:
         """Tokens of each span ``[spans]`` int64."""
         return self.ends - self.starts + 1
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """The count weight of each span's entry ``[spans]`` float32: what its tokens weigh together, 1 for a single
+        one; its size where all weigh 1."""
+        if self.weight is None:
+            return self.sizes.float()
+        owner, token = self._members(self.weight.device)
+        mass = torch.zeros(len(self)).index_add_(0, owner, self.weight[token])
+        return torch.where(self.sizes == 1, 1.0, mass)
 
     def mean(self, states: torch.Tensor) -> torch.Tensor:
         """The mean of every span: ``states [batch, tokens, channels]`` to ``[batch, spans, channels]``.
