@@ -109,11 +109,11 @@ def make_case(language: LanguageModel, kind: str, seed: int, tokens: int) -> Cas
     count = 0
     while count < len(pieces) and (room := room - language.count(pieces[count])) > 0:
         count += 1
-    if count < 8:
+    if count < 3:
         raise InputError(f"context={tokens} is too short for {kind}. Give 400 tokens or more.")
     rng, body = Random(f"places {kind} {seed}"), pieces[:count]
     for sentence in told:
-        body.insert(rng.randrange(count // 8 + 1, count * 7 // 8), sentence)
+        body.insert(rng.randrange(max(count // 8, 1), count * 7 // 8 + 1), sentence)
     questions = tuple(
         (
             language.encode(f"\n\nQuestion: What is the code of the {key}?\nAnswer: The code of the {key} is"),
@@ -257,6 +257,15 @@ def bench(
                     for row in new:
                         write_record(row, out / f"prompt-{file_name(f'{kind}-{row.ratio}-{row.way}')}.json")
     return made
+
+
+def pieces(
+    language: LanguageModel, kind: str, semtoken: SemToken, *, tokens: int, seed: int = 0
+) -> list[tuple[str, int]]:
+    """The first example of a kind in pieces, with the sizes of the spans they became."""
+    case = make_case(language, kind, seed, tokens)
+    with attach(language.model, KVPolicy(), budget=MemoryBudget.keep(1.0)) as run:
+        return read(run, case.context, semtoken, tokenizer=language.tokenizer).table(language.tokenizer)
 
 
 def summarise(
