@@ -163,3 +163,58 @@ def store(
         click.echo(json.dumps([row.row() for row in rows], indent=1, allow_nan=False))
     else:
         wide_console().print(store_table(rows))
+
+
+@bench.command()
+@click.option("--model", default=DEFAULT_LANGUAGE, show_default=True, help="bundled:NAME or a folder.")
+@click.option("--ratio", default="0.5", show_default=True, help="Entries over tokens, for example 0.75,0.5,0.33.")
+@click.option("--semtoken", default="", help="Settings, for example layer=4,most=8.")
+@click.option("--policy", help="Also SemToken with a KV policy, for example snapkv+kivi:bits=4.")
+@click.option("--kinds", default="logs,prose", show_default=True, help="Texts: see the docs; for example logs,code.")
+@click.option("--context", default=2048, show_default=True, type=click.IntRange(2), help="Tokens of a context.")
+@click.option("--examples", default=12, show_default=True, type=click.IntRange(1), help="Per kind and ratio.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the first example.")
+@device_option
+@click.option("--out", type=FOLDER, help="Folder for one JSON record per row, and a page of coloured text per kind.")
+@json_option
+def prompt(
+    model: str,
+    ratio: str,
+    semtoken: str,
+    policy: str | None,
+    kinds: str,
+    context: int,
+    examples: int,
+    seed: int,
+    device: str,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Read the same contexts whole, with SemToken and with plain ways to shorten them; ask what is still known."""
+    import json
+
+    from tenuto import catalog
+    from tenuto.eval.folders import check_folder
+    from tenuto.eval.language import load_language
+    from tenuto.eval.prompting import bench as measure
+    from tenuto.eval.prompting import pieces, read_kinds, read_ratios
+    from tenuto.eval.terminal import prompt_table
+    from tenuto.report.prompt_page import Mark, write_prompt_page
+
+    if out:
+        check_folder(out)
+    chosen = catalog.parse(policy, "kv") if policy else None
+    asked, ratios = read_kinds(kinds), read_ratios(ratio, semtoken)
+    language = load_language(model, device)
+    rows = measure(language, ratios, asked, policy=chosen, tokens=context, examples=examples, seed=seed, out=out)
+    if out:
+        texts = {kind: pieces(language, kind, ratios[0], tokens=context, seed=seed) for kind in asked}
+        points: dict[str, list[Mark]] = {kind: [] for kind in asked}
+        for row in rows:
+            if row.way != "none":
+                points[row.kind].append(Mark(row.way, row.ratio, row.extra, row.extra_interval))
+        click.echo(f"Page: {write_prompt_page(out / 'prompt.html', texts, points)}", err=as_json)
+    if as_json:
+        click.echo(json.dumps([row.row() for row in rows], indent=1, allow_nan=False))
+    else:
+        wide_console().print(prompt_table(rows))

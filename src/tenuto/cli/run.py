@@ -12,7 +12,7 @@ from tenuto.cli.group import FILE, device_option, guidance_option, main, model_o
 from tenuto.errors import InputError
 
 PICTURES = {"labels", "steps", "guidance", "seed", "profile", "out"}
-WORDS = {"budget", "every", "prompt_file", "max_tokens", "store"}
+WORDS = {"budget", "every", "prompt_file", "max_tokens", "store", "semtoken"}
 
 
 @main.command()
@@ -29,6 +29,7 @@ WORDS = {"budget", "every", "prompt_file", "max_tokens", "store"}
 @click.option("--prompt-file", type=FILE, help="Language models: the first prompt [default: asked for].")
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Of one answer.")
 @click.option("--store", help="Language models: keep and find prompts there, for example disk:~/.cache/tenuto/kv.")
+@click.option("--semtoken", help="Language models: merge tokens of prompts, for example ratio=0.5.")
 @device_option
 @click.pass_context
 def run(
@@ -46,6 +47,7 @@ def run(
     prompt_file: Path | None,
     max_tokens: int,
     store: str | None,
+    semtoken: str | None,
     device: str,
 ) -> None:
     """Generate images, or talk with a language model, under a policy; say what it saved."""
@@ -55,7 +57,7 @@ def run(
     words = family_of(model) == "kv"
     _only(ctx, PICTURES if words else WORDS, model)
     if words:
-        _talk(model, policy, budget, every, prompt_file, max_tokens, store, device)
+        _talk(model, policy, budget, every, prompt_file, max_tokens, store, semtoken, device)
         return
     from tenuto import catalog
     from tenuto.eval.job import Job
@@ -86,22 +88,27 @@ def _talk(
     prompt_file: Path | None,
     max_tokens: int,
     store: str | None,
+    semtoken: str | None,
     device: str,
 ) -> None:
     from tenuto import catalog
     from tenuto.budget import MemoryBudget
     from tenuto.eval.chat import conversation, read_prompt
     from tenuto.kv.reuse.prefix import PrefixStore
+    from tenuto.prompt.semtoken import SemToken
 
     if (policy is None) != (budget is None):
         lacking = "--budget, for example keep=0.25" if budget is None else "--policy, for example snapkv"
         raise InputError(f"A policy and a budget go together; missing here: {lacking}.")
     chosen = catalog.parse(policy, "kv") if policy else None
     allowed = MemoryBudget.parse(budget) if budget else None
+    merge = None if semtoken is None else SemToken.parse(semtoken)
     first = read_prompt(prompt_file) if prompt_file else None
     with ExitStack() as stack:
         kept = stack.enter_context(PrefixStore(store)) if store else None
-        talk = conversation(model, chosen, allowed, every=every, most=max_tokens, device=device, store=kept)
+        talk = conversation(
+            model, chosen, allowed, every=every, most=max_tokens, device=device, store=kept, merge=merge
+        )
         chat = stack.enter_context(talk)
         prompt = first if first is not None else _ask()
         while prompt:

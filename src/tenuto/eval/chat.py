@@ -12,10 +12,12 @@ import torch
 from tenuto.budget import MemoryBudget
 from tenuto.errors import InputError, ModelError
 from tenuto.eval.language import LanguageModel, check_length, load_language
-from tenuto.eval.reading import Entry, attached, new_cache, plain_bytes
+from tenuto.eval.reading import Entry, attached, new_cache, plain_bytes, whole
 from tenuto.kv.attach import AttachedRun
 from tenuto.kv.policy import KVMethod
 from tenuto.kv.reuse.prefix import PrefixStore
+from tenuto.prompt.method import PromptMethod
+from tenuto.prompt.read import read
 
 __all__ = ["Chat", "conversation", "read_prompt"]
 
@@ -49,8 +51,10 @@ class Chat:
         first, each: seconds to the first token of the last answer, and per token after it.
     """
 
-    def __init__(self, language: LanguageModel, run: AttachedRun | None, most: int) -> None:
-        self.language, self.run, self.most = language, run, most
+    def __init__(
+        self, language: LanguageModel, run: AttachedRun | None, most: int, merge: PromptMethod | None = None
+    ) -> None:
+        self.language, self.run, self.most, self.merge = language, run, most, merge
         self.cache = new_cache(language, run)
         self.turns: list[dict[str, str]] = []
         self.text = ""
@@ -100,6 +104,9 @@ class Chat:
     @torch.no_grad()
     def _next(self, ids: torch.Tensor) -> int:
         self.seen += ids[0].tolist()
+        if self.merge is not None and self.run is not None and ids.shape[1] > 1:
+            prompt = read(self.run, ids, self.merge, tokenizer=self.language.tokenizer, cache=self.cache)
+            return int(prompt.logits.argmax())
         found = self.language.model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         return int(found.logits[0, -1].argmax())
 
@@ -126,6 +133,7 @@ def conversation(
     most: int = 256,
     device: str = "auto",
     store: PrefixStore | None = None,
+    merge: PromptMethod | None = None,
 ) -> Iterator[Chat]:
     """A new conversation, with the policy attached inside the ``with`` block.
 
@@ -133,11 +141,13 @@ def conversation(
         model: ``bundled:smollm2`` or a folder; policy, budget: None for the uncompressed cache.
         every: compress while decoding too, every so many tokens; most: tokens of one answer.
         store: where the beginning of the first prompt is looked for, and prompts are kept.
+        merge: gives the model fewer entries than a turn has tokens; the policy compresses those.
 
     Raises:
         ModelError: the model is missing or damaged.
         AttachError, InputError, PolicyError: as :func:`tenuto.attach`.
     """
     language = load_language(model, device)
-    with attached(language, Entry(policy=policy, budget=budget, every=every, store=store)) as run:
-        yield Chat(language, run, most)
+    entry = Entry(policy=policy, budget=budget, every=every, store=store)
+    with attached(language, entry) if policy or store or not merge else whole(language) as run:
+        yield Chat(language, run, most, merge)

@@ -20,7 +20,7 @@ from tenuto.kv.attach import AttachedRun, attach
 from tenuto.kv.policy import KVMethod, KVPolicy
 from tenuto.kv.reuse.prefix import PrefixStore
 
-__all__ = ["Entry", "Held", "Reading", "attached", "new_cache", "plain_bytes", "reading"]
+__all__ = ["Entry", "Held", "Reading", "attached", "new_cache", "plain_bytes", "reading", "whole"]
 
 BINS = 64
 
@@ -184,6 +184,11 @@ def attached(language: LanguageModel, entry: Entry) -> AbstractContextManager[At
             return nullcontext()
         return attach(language.model, KVPolicy(), budget=MemoryBudget.keep(1.0), store=entry.store)
     return attach(language.model, entry.policy, budget=entry.budget, every=entry.every, store=entry.store)
+
+
+def whole(language: LanguageModel) -> AbstractContextManager[AttachedRun]:
+    """A cache of ours that holds all it is given."""
+    return attach(language.model, KVPolicy(), budget=MemoryBudget.keep(1.0))
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from statistics import median
 from rich.table import Table
 
 from tenuto.eval.kvrun import KVRun, Score
+from tenuto.eval.prompting import PromptRow
 from tenuto.eval.run import Run, Timing
 from tenuto.eval.storing import StoreRow
 
-__all__ = ["kv_table", "shadow_table", "store_table", "table"]
+__all__ = ["kv_table", "prompt_cells", "prompt_table", "shadow_table", "store_table", "table"]
 
 MEBI = 2**20
 DASH = "-"
@@ -107,6 +108,40 @@ def kv_table(runs: Sequence[KVRun]) -> Table:
             _ratio(run.decode),
         )
     return shown
+
+
+def prompt_table(rows: Sequence[PromptRow]) -> Table:
+    """One row per way to read a prompt; losses in nats per token, intervals of paired means."""
+    shown = Table(box=None, pad_edge=False)
+    titles = ("held", "bytes", "loss", "beyond none", "beyond SemToken", "facts", "first token s", "faster")
+    for title in ("text", "ratio", "way"):
+        shown.add_column(title, no_wrap=True)
+    for title in titles:
+        shown.add_column(title, justify="right")
+    for row in rows:
+        shown.add_row(*prompt_cells(row))
+    return shown
+
+
+def prompt_cells(row: PromptRow) -> tuple[str, ...]:
+    """What is shown of a row."""
+    return (
+        row.kind,
+        f"{row.ratio:g}",
+        row.way,
+        f"{row.held:.3f}",
+        f"{row.size:.3f}",
+        f"{row.loss:.3f}",
+        DASH if row.way == "none" else _with_interval(row.extra, row.extra_interval),
+        DASH if row.way == "semtoken" else _with_interval(row.behind, row.behind_interval),
+        f"{row.right:.2f}",
+        f"{row.seconds:.2f}",
+        f"{row.speedup:.2f}x",
+    )
+
+
+def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:+.3f}" + (f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else "")
 
 
 def store_table(rows: Sequence[StoreRow]) -> Table:

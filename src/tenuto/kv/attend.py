@@ -10,6 +10,7 @@ Shapes: queries ``[batch, heads, new, head_dim]``, output ``[batch, new, heads, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
@@ -45,9 +46,10 @@ def attend(
         scaling: what logits are multiplied with; softcap: ``cap * tanh(logit / cap)`` where a model has it.
         observer: is shown the attention of every segment.
     """
-    length = held.store.dense if held.plain and valid is None and softcap is None and observer is None else None
+    simple = valid is None and softcap is None and observer is None and all(code is None for code in held.encoded)
+    length = held.store.dense if simple else None
     if length is not None:
-        return _dense(query, held, length, scaling)
+        return (_dense if held.store.weights is None else _weighted)(query, held, length, scaling)
     heads = held.store.heads
     output = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], held.store.values.shape[-1])
     for row, mine in enumerate(query.unflatten(1, (heads, -1))):
@@ -86,6 +88,27 @@ def _dense(query: torch.Tensor, held: Held, length: int, scaling: float) -> torc
         seen = torch.ones(new, length, dtype=torch.bool, device=query.device).tril_(length - new)
         output = sdpa(query, keys, values, attn_mask=seen, scale=scaling, enable_gqa=True)
     return output.transpose(1, 2)
+
+
+def _weighted(query: torch.Tensor, held: Held, length: int, scaling: float) -> torch.Tensor:
+    """As :func:`_dense`, where entries have count weights."""
+    store, (_, heads, new, _) = held.store, query.shape
+    keys, values = store.dense_of(store.keys, length), store.dense_of(store.values, length)
+    weights: Any = store.weights
+    bias = store.dense_of(weights, length).log().to(query.dtype)
+    if new == 1:
+        grouped = query.unflatten(1, (store.heads, -1))[:, :, :, 0]
+        return sdpa(grouped, keys, values, attn_mask=bias[:, :, None], scale=scaling).flatten(1, 2)[:, None]
+    bias = bias.repeat_interleave(heads // store.heads, 1)[:, :, None]
+    parts = []
+    for start in range(0, new, QUERIES):
+        some = query[:, :, start : start + QUERIES]
+        stop = length - new + start + some.shape[2]
+        seen = torch.ones(some.shape[2], stop, dtype=torch.bool, device=query.device).tril_(stop - some.shape[2])
+        mask = bias[..., :stop].masked_fill(~seen, float("-inf"))
+        part = sdpa(some, keys[:, :, :stop], values[:, :, :stop], attn_mask=mask, scale=scaling, enable_gqa=True)
+        parts.append(part)
+    return torch.cat(parts, 2).transpose(1, 2)
 
 
 def _segments(

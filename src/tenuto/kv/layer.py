@@ -128,7 +128,7 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
             known = enumerate(self.probes if wanted else ())
             held = settle(held, {}, {row: probes.last(wanted).queries for row, probes in known})
         held.store.spare = step.spare
-        held.store.append(key, value, step.index, step.valid)
+        held.store.append(key, value, step.index, step.valid, step.weights)
         return held
 
     def hold(self, keys: torch.Tensor, values: torch.Tensor, index: torch.Tensor, valid: torch.Tensor | None) -> None:
@@ -187,6 +187,12 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
             probes=probes.last(policy.scorer.probes),
         )
         return scored(policy, view)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether entries carry count weights."""
+        held = self.held
+        return held is not None and any(held.column(at, "weights") is not None for at in range(len(held.encoded)))
 
     def holding(self) -> Held:
         """What is held.
@@ -247,20 +253,26 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         """
         if self.held is None or not any(counts):
             return
-        store = self.held.store
-        sinks = [self.policy.selector.sinks if row.pages else 0 for row in self.paged.rows] if self.paged else []
-        sinks = sinks or [0] * store.rows
-        if any(length - sinks[s // store.heads] < counts[s // store.heads] for s, length in enumerate(store.lengths)):
-            raise AttachError(
-                "Tokens to take back have been encoded or evicted. Assisted decoding needs a policy that keeps at "
-                "least the proposed tokens in full precision: fewer proposed tokens, or a larger window or residual."
-            )
         if self.policy.scorer.observes == "calls":
             raise AttachError(
                 f"{type(self.policy.scorer).__name__} adds up attention and cannot take tokens back: assisted and "
                 "prompt-lookup decoding need another scorer."
             )
-        store.shorten(counts)
+        store, encoded = self.held.store, [part for part in self.held.encoded if part is not None]
+        below = [row.numbers for row in self.paged.rows] if self.paged else []
+        if any(len(part) and int(part.max()) >= columns for part in [*(e.index for e in encoded), *below]):
+            raise AttachError(
+                "Tokens to take back have been encoded, or put into pages. Assisted decoding needs a policy that keeps "
+                "at least the proposed tokens as they are: fewer proposed tokens, or a larger window or residual."
+            )
+        late = [store.entries(segment) for segment in range(len(store.lengths))]
+        lost = [int((part.index >= columns).sum()) for part in late]  # what was evicted is not there to be taken back
+        if any(
+            n and w is not None and bool((w[-n:] > 1).any())
+            for n, w in ((n, e.weights) for n, e in zip(lost, late, strict=True))
+        ):
+            raise AttachError("Tokens to take back share an entry with others. Take back fewer tokens.")
+        store.shorten(lost)
         self.probes = [
             Probes(p.queries[:, (seen := p.index < columns)], p.index[seen]) if len(p.index) else p for p in self.probes
         ]

@@ -63,15 +63,18 @@ class Layout:
         """Bytes of keys and values one token takes in the cached layers."""
         return sum(2 * spec.kv_heads * spec.head_dim * self.itemsize for spec in self.layers if spec.site)
 
-    def entries(self, size: int, policy: KVPolicy, shared: int = 0, fresh: float = float("inf")) -> int:
+    def entries(
+        self, size: int, policy: KVPolicy, shared: int = 0, fresh: float = float("inf"), weighted: bool = False
+    ) -> int:
         """Entries per head that fit into ``size`` bytes of one row, everything counted that they bring along.
 
         Args:
             shared: bytes that entries encoded already share: eviction may leave all of them, one entry to a page.
             fresh: entries per head that are not encoded yet, or still to come until the next compression.
+            weighted: whether entries carry count weights though the policy gives them none.
         """
         codec, free = policy.codec, policy.trigger.room("decode", 0, True)
-        extra = 4 + 4 * policy.scorer.features + 4 * policy.losers.weighs
+        extra = 4 + 4 * policy.scorer.features + 4 * (policy.losers.weighs or weighted)
         plain = coded = paged = fixed = 0.0
         for spec in [spec for spec in self.layers if spec.site]:
             plain += spec.kv_heads * (2 * spec.head_dim * self.itemsize + extra)

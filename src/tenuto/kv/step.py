@@ -32,6 +32,8 @@ class Step:
     Attributes:
         new: tokens per row, padding counted; index: their numbers in the sequence, ``[new]`` int32.
         valid: ``[batch, new]`` bool, False for padding; None: no padding.
+        weights: how many tokens each new entry stands for, ``[entries]`` float32; None: one each. Where entries stand
+            for several, ``index`` is as long, and names the last token of each.
         remember: how many of the last queries to remember, 0 to leave the memory as it is.
         spare: entries a full store grows by beyond the new token.
         now: entries each layer may hold per row, all KV heads together, if layers compress as they go; else None.
@@ -49,3 +51,4 @@ class Step:
     observing: bool
     settle: bool
     sparse: bool
+    weights: torch.Tensor | None = None

@@ -77,22 +77,34 @@ class Store:
             None if self.state is None else self.state[run],
         )
 
-    def append(self, keys: torch.Tensor, values: torch.Tensor, index: torch.Tensor, valid: torch.Tensor | None) -> None:
+    def append(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        index: torch.Tensor,
+        valid: torch.Tensor | None,
+        weights: torch.Tensor | None = None,
+    ) -> None:
         """Add tokens to every head of a row.
 
         Args:
             keys, values: ``[rows, heads, new, head_dim]``; index: ``[new]`` int32.
             valid: ``[rows, new]`` bool, False for padding, which is not held; None: no padding.
+            weights: how many tokens each of them stands for, ``[new]`` float32; None: one.
         """
         new = keys.shape[2]
         counts = [new] * self.rows if valid is None else [int(n) for n in valid.sum(-1)]
         self._make_room([counts[row] for row in range(self.rows) for _ in range(self.heads)])
+        if weights is not None and self.weights is None:
+            self.weights = torch.ones(self.keys.shape[0], device=self.keys.device)
         before = self.dense if valid is None else None
         if before is not None:
             self.lengths = [before + new] * len(self.lengths)
             self.dense_of(self.keys, before + new)[:, :, before:] = keys
             self.dense_of(self.values, before + new)[:, :, before:] = values
             self.dense_of(self.index, before + new)[:, :, before:] = index
+            if weights is not None and self.weights is not None:
+                self.dense_of(self.weights, before + new)[:, :, before:] = weights
             return
         for segment in range(len(self.lengths)):
             row, head = divmod(segment, self.heads)
@@ -100,6 +112,8 @@ class Store:
             start = self.starts[segment] + self.lengths[segment]
             run = slice(start, start + counts[row])
             self.keys[run], self.values[run], self.index[run] = keys[row, head, at], values[row, head, at], index[at]
+            if weights is not None and self.weights is not None:
+                self.weights[run] = weights[at]
             self.lengths[segment] += counts[row]
 
     def _make_room(self, counts: Sequence[int]) -> None:
@@ -129,9 +143,9 @@ class Store:
         return Store(len(rows), self.heads, self.features, parts)
 
     def shorten(self, counts: Sequence[int]) -> None:
-        """Forget the newest entries of every head: ``counts`` per row. What they were is gone, their slots stay."""
-        for segment in range(len(self.lengths)):
-            self.lengths[segment] -= counts[segment // self.heads]
+        """Forget the newest entries, so many of each segment. What they were is gone, their slots stay."""
+        for segment, count in enumerate(counts):
+            self.lengths[segment] -= count
         for name in ("weights", "state"):
             tensor = getattr(self, name)
             if tensor is not None:

@@ -1,0 +1,49 @@
+"""What shortening a prompt costs and saves: SemToken beside plain ways, at equal entries held, on original tokens.
+
+    python benchmarks/prompt_semtoken.py --model FOLDER [--context 2048 --examples 12 --ratio 0.5 --kinds logs,prose]
+
+Prints one markdown table per kind of text and ratio: entries and bytes held over those of the whole prompt, nats per
+original next token, what that is beyond the whole prompt and beyond SemToken (paired, with 95 % intervals), the share
+of the digits of hidden numbers that are still known, and CPU seconds of one thread to the first token, fingerprints and
+choice included, with the median of the paired ratios to the whole prompt's.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from tenuto.catalog import parse
+from tenuto.eval.language import load_language
+from tenuto.eval.prompting import bench, read_kinds, read_ratios
+from tenuto.eval.terminal import prompt_cells
+
+HEAD = ("way", "held", "bytes", "loss", "beyond none", "beyond SemToken", "facts", "first token, s", "faster")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="bundled:smollm2", help="bundled:smollm2 or a model folder")
+    parser.add_argument("--context", type=int, default=2048, help="tokens of a context")
+    parser.add_argument("--examples", type=int, default=12, help="per kind and ratio")
+    parser.add_argument("--ratio", default="0.5", help="for example 0.75,0.5,0.33")
+    parser.add_argument("--kinds", default="logs,repeated,boilerplate,prose,code,conversation")
+    parser.add_argument("--semtoken", default="", help="settings, for example layer=4")
+    parser.add_argument("--policy", help="also SemToken with this KV policy")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    language, policy = load_language(given.model), parse(given.policy, "kv") if given.policy else None
+    for kind in read_kinds(given.kinds):
+        for semtoken in read_ratios(given.ratio, given.semtoken):
+            rows = bench(
+                language, [semtoken], [kind], policy=policy, tokens=given.context, examples=given.examples, out=None
+            )
+            print(f"\n{kind}, ratio {semtoken.ratio:g}, {given.context} tokens, {given.examples} examples\n")
+            print("| " + " | ".join(HEAD) + " |\n|---" + "|---:" * (len(HEAD) - 1) + "|")
+            for row in rows:
+                print("| " + " | ".join(prompt_cells(row)[2:]) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Fewer prompt tokens before and while a prompt is read: merged spans, or dropped tokens."""

@@ -1,0 +1,1 @@
+"""Plain ways to shorten a prompt, which every method is measured beside."""

@@ -1,0 +1,91 @@
+"""Measuring shortened prompts, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tenuto.errors import InputError
+from tenuto.eval.language import LanguageModel
+from tenuto.eval.prompting import bench, make_case, pieces, read_kinds, read_ratios
+from tenuto.eval.tasks.redundant import KINDS, compose
+from tenuto.kv.policies.snapkv import SnapKV
+from tenuto.prompt.semtoken import SemToken
+from tenuto.testing.kv import TinyLM
+
+CONTEXT = 3000
+WAYS = ["none", "semtoken", "fixed", "random", "drop_surprise", "drop_norm", "snapkv", "semtoken+policy", "policy"]
+
+
+class Letters:
+    """A tokenizer of one token per letter, of an alphabet of 96."""
+
+    all_special_ids = (0,)
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        ids = [min(max(ord(letter) - 31, 1), 96) for letter in text]
+        return SimpleNamespace(input_ids=torch.tensor([ids]) if options.get("return_tensors") else ids)
+
+    def decode(self, ids: Any, **options: Any) -> str:
+        return "".join(chr(int(number) + 31) for number in ids)
+
+
+def tiny() -> LanguageModel:
+    return LanguageModel(name="tiny", model=TinyLM(), tokenizer=Letters(), fingerprint="none")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_case_holds_its_facts_and_goes_on_in_the_text(kind: str) -> None:
+    language = tiny()
+    case = make_case(language, kind, 3, CONTEXT)
+    text = Letters().decode(case.context[0])
+    assert CONTEXT * 0.5 < case.context.shape[1] <= CONTEXT
+    assert len(case.following) == 128
+    for question, answer in case.questions:
+        number = Letters().decode(answer).strip()
+        assert f"is {number}." in text
+        assert number not in Letters().decode(question[0])
+    again = make_case(language, kind, 3, CONTEXT)
+    assert torch.equal(case.context, again.context)
+    assert not torch.equal(case.context[0, :200], make_case(language, kind, 4, CONTEXT).context[0, :200])
+    whole = "".join(compose(kind, 3, 2)[0])
+    heard = Letters().decode(case.following)
+    assert Letters().decode(language.encode(whole)[0]).count(heard) >= 1
+
+
+def test_every_way_is_measured_at_equal_entries(tmp_path: Path) -> None:
+    settings = [SemToken(ratio=0.5, layer=1)]
+    rows = bench(tiny(), settings, ["logs"], policy=SnapKV(window=8), tokens=CONTEXT, examples=2, out=tmp_path)
+    assert [row.way for row in rows] == WAYS
+    for row in rows:
+        wanted = {"none": 1.0, "semtoken+policy": 0.25, "policy": 0.25}.get(row.way, 0.5)
+        assert row.held == pytest.approx(wanted, abs=0.01)
+        assert row.seconds > 0
+    none, semtoken = rows[:2]
+    assert none.extra == semtoken.behind == 0
+    assert none.behind == pytest.approx(-semtoken.extra)
+    assert semtoken.extra_interval is not None
+    assert semtoken.extra_interval[0] <= semtoken.extra <= semtoken.extra_interval[1]
+    stored = json.loads((tmp_path / "prompt-logs-0.5-semtoken.json").read_text())
+    assert stored == json.loads(json.dumps(semtoken.row()))
+
+
+def test_pieces_are_the_text() -> None:
+    language = tiny()
+    found = pieces(language, "logs", SemToken(), tokens=CONTEXT)
+    assert "".join(text for text, _ in found) == Letters().decode(make_case(language, "logs", 0, CONTEXT).context[0])
+
+
+def test_what_cannot_be_measured_is_refused() -> None:
+    with pytest.raises(InputError, match="Did you mean 'logs'"):
+        read_kinds("logz")
+    with pytest.raises(InputError, match="No kind"):
+        read_kinds("")
+    with pytest.raises(InputError, match="too short"):
+        make_case(tiny(), "logs", 0, 200)
+    assert [each.ratio for each in read_ratios("0.75,0.5", "layer=2")] == [0.75, 0.5]
