@@ -263,9 +263,7 @@ class KVCache(Cache):  # type: ignore[misc]
         for row in range(len(seen)):
             whole, shared = map(sum, zip(*[layer.stock(row) for layer in self.engine], strict=True))
             fresh = whole / self._heads() + new + (free or 0)
-            entries.append(
-                self.layout.entries(size, self.policy, shared, fresh, any(it.weighted for it in self.engine))
-            )
+            entries.append(self.layout.entries(size, self.policy, shared, fresh, self.engine[-1].weighted))
         if min(entries) < max(self.policy.floor, 1):
             raise InputError(
                 f"The budget {self.budget} holds {max(min(entries), 0)} tokens per head of {len(seen)} rows, and the "
