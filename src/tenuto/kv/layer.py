@@ -234,7 +234,8 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
                 "prompt-lookup decoding need another scorer."
             )
         first = [start + store.lengths[s] - counts[s // store.heads] for s, start in enumerate(store.starts)]
-        if any(counts[s // store.heads] and int(store.index[at]) < columns for s, at in enumerate(first)):
+        gone = (int(store.index[at]) for s, at in enumerate(first) if counts[s // store.heads])
+        if self.weighted and any(number < columns for number in gone):
             raise AttachError(
                 "Tokens to take back share an entry with others, or were evicted. Take back fewer tokens."
             )
