@@ -16,7 +16,7 @@ import torch
 
 from tenuto.catalog import parse
 from tenuto.eval.language import load_language
-from tenuto.eval.prompting import bench, read_kinds, read_ratios
+from tenuto.eval.prompting import measure, read_kinds, read_ratios, summarise, ways
 from tenuto.eval.terminal import prompt_cells
 
 HEAD = ("way", "held", "bytes", "loss", "beyond none", "beyond SemToken", "facts", "first token, s", "faster")
@@ -30,15 +30,18 @@ def main() -> None:
     parser.add_argument("--ratio", default="0.5", help="for example 0.75,0.5,0.33")
     parser.add_argument("--kinds", default="logs,repeated,boilerplate,prose,code,conversation")
     parser.add_argument("--semtoken", default="", help="settings, for example layer=4")
+    parser.add_argument("--ways", help="only these besides none and semtoken, for example drop_surprise,snapkv")
     parser.add_argument("--policy", help="also SemToken with this KV policy")
     given = parser.parse_args()
     torch.set_num_threads(1)
     language, policy = load_language(given.model), parse(given.policy, "kv") if given.policy else None
     for kind in read_kinds(given.kinds):
         for semtoken in read_ratios(given.ratio, given.semtoken):
-            rows = bench(
-                language, [semtoken], [kind], policy=policy, tokens=given.context, examples=given.examples, out=None
-            )
+            asked = ways(semtoken.ratio, semtoken, policy)
+            if given.ways is not None:
+                asked = [way for way in asked if way.name in ("none", "semtoken", *given.ways.split(","))]
+            found = list(measure(language, asked, kind, tokens=given.context, examples=given.examples))
+            rows = summarise(kind, semtoken.ratio, given.context, asked, found)
             print(f"\n{kind}, ratio {semtoken.ratio:g}, {given.context} tokens, {given.examples} examples\n")
             print("| " + " | ".join(HEAD) + " |\n|---" + "|---:" * (len(HEAD) - 1) + "|")
             for row in rows:

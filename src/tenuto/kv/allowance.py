@@ -56,7 +56,7 @@ def allowance(
     for row in range(len(seen)):
         whole, shared = map(sum, zip(*[layer.stock(row) for layer in engine], strict=True))
         fresh = whole / heads + new + (free or 0)
-        entries.append(layout.entries(size, policy, shared, fresh, any(layer.weighted for layer in engine)))
+        entries.append(layout.entries(size, policy, shared, fresh, engine[-1].weighted))
     if min(entries) < max(policy.floor, 1):
         raise InputError(
             f"The budget {budget} holds {max(min(entries), 0)} tokens per head of {len(seen)} rows, and the "

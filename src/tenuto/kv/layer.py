@@ -268,7 +268,7 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         late = [store.entries(segment) for segment in range(len(store.lengths))]
         lost = [int((part.index >= columns).sum()) for part in late]  # what was evicted is not there to be taken back
         if any(
-            n and w is not None and bool((w[-n:] > 1).any())
+            n and w is not None and bool((w[-n:] != 1).any())
             for n, w in ((n, e.weights) for n, e in zip(lost, late, strict=True))
         ):
             raise AttachError("Tokens to take back share an entry with others. Take back fewer tokens.")

@@ -109,10 +109,10 @@ def read(
             f"{type(run.policy).__name__} puts old entries into pages, which carry no count weights. Use another."
         )
     surprise = _surprise(run, ids) if method.surprised else None
-    merging = _Merging(run, ids, method, marks(tokenizer, ids[0]), surprise)
+    merging = _Merging(run, ids, method, marks(tokenizer, ids[0].cpu()), surprise)
     cache = run.cache() if cache is None else cache
     with ExitStack() as stack:
-        if run.deferred is None:
+        if run.deferred is None and run.budget.kind == "bytes":
             stack.enter_context(run.prefill())  # a budget in bytes is known when the weights are
         for number, block in enumerate(list(merging.decoder.layers)[merging.at :]):
             hook = merging.first if number == 0 else merging.later
@@ -208,10 +208,10 @@ class _Merging:
     def _look(self, states: torch.Tensor) -> Look:
         embed = self.run.model.get_input_embeddings()
         return Look(
-            ids=self.ids[0].cpu(),
-            embeddings=embed(self.ids)[0].float().cpu(),
-            states=states[0].float().cpu(),
-            marks=self.marked,
+            ids=self.ids[0],
+            embeddings=embed(self.ids)[0].float(),
+            states=states[0].float(),
+            marks=self.marked.to(states.device),
             surprise=self.surprise,
             layers=len(self.run.layout.layers),
         )
@@ -220,4 +220,4 @@ class _Merging:
 def _surprise(run: AttachedRun, ids: torch.Tensor) -> torch.Tensor:
     logits = run.model(ids, use_cache=False).logits[0, :-1].float()
     nats = nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
-    return torch.cat([nats.new_full((1,), float("inf")), nats]).cpu()
+    return torch.cat([nats.new_full((1,), float("inf")), nats])

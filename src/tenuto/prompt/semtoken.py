@@ -59,14 +59,14 @@ class SemToken(PromptMethod):
 
     def choose(self, look: Look) -> Spans:
         tokens = look.ids.shape[0]
-        wanted = max(self.count(tokens, look.layers), -(-tokens // self.most))
+        wanted = self.count(tokens, look.layers)
         if wanted == tokens:
             return Spans.of_lengths([1] * tokens)
         prints = F.normalize(look.states - look.states.mean(0), dim=-1)
         weight = (novelty(look.embeddings, self.context) * rarity(look.ids)).clamp(min=LEAST) ** self.density
-        stay = self.protect * look.marks * weight + FOREVER * self.ends(tokens)
-        spans = split(coherence(prints, self.most, weight) + penalties(stay, self.most), wanted)
-        return replace(spans, weight=weight)
+        stay = self.protect * look.marks * weight + FOREVER * self.ends(tokens).to(weight.device)
+        spans = split((coherence(prints, self.most, weight) + penalties(stay, self.most)).cpu(), wanted)
+        return replace(spans, weight=weight.cpu())
 
 
 LEAST = 0.01
@@ -79,7 +79,7 @@ FOREVER = 1e3
 def penalties(stay: torch.Tensor, most: int) -> torch.Tensor:
     """The sum of ``stay [tokens]`` over the tokens of every span of two or more, as a table of costs."""
     tokens, total = stay.shape[0], stay.clone()
-    table = torch.zeros(most, tokens)
+    table = torch.zeros(most, tokens, device=stay.device)
     for length in range(2, min(most, tokens) + 1):
         total = total[: tokens - length + 1] + stay[length - 1 :]
         table[length - 1, : tokens - length + 1] = total
@@ -106,11 +106,11 @@ def novelty(embeddings: torch.Tensor, context: int) -> torch.Tensor:
     """
     tokens = embeddings.shape[0]
     centred = F.normalize(embeddings - embeddings.mean(0), dim=-1)
-    likest = torch.zeros(tokens)
+    likest = torch.zeros(tokens, device=embeddings.device)
     for start in range(0, tokens, BLOCK):
         stop, low = min(start + BLOCK, tokens), max(start - context, 0)
         alike = (centred[low:stop] @ centred[:stop].T).clamp_(min=0)
-        around = torch.zeros(stop - start, stop)
+        around = torch.zeros_like(alike[start - low :])
         for back in range(1, context + 1):
             begin = max(start, back)
             around[begin - start :, back:] += alike[begin - back - low : stop - back - low, : stop - back]

@@ -31,6 +31,8 @@ class Spans:
     Attributes:
         starts, ends: ``[spans]`` int64.
         weight: how much each token of the prompt counts beside others in its span, ``[tokens]`` float32; None: 1.
+
+    All on the CPU, wherever the model is.
     """
 
     starts: torch.Tensor
@@ -102,7 +104,7 @@ def coherence(states: torch.Tensor, most: int, weight: torch.Tensor) -> torch.Te
     heavy = states.float() * weight[:, None]
     squares = (heavy * states.float()).sum(-1)
     total, size, mass = heavy, squares, weight
-    table = torch.full((most, tokens), float("inf"))
+    table = torch.full((most, tokens), float("inf"), device=states.device)
     table[0] = 0.0
     for length in range(2, min(most, tokens) + 1):
         count, last = tokens - length + 1, slice(length - 1, tokens)

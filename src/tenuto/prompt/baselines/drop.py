@@ -41,5 +41,5 @@ class DropSurprise(PromptMethod):
 def _best(method: PromptMethod, look: Look, scores: torch.Tensor) -> Spans:
     """The tokens at both ends, then the highest scores, in the order of the text."""
     tokens = scores.shape[0]
-    stay = scores.masked_fill(method.ends(tokens), float("inf"))
+    stay = scores.cpu().masked_fill(method.ends(tokens), float("inf"))
     return Spans.of_tokens(stay.topk(method.count(tokens, look.layers)).indices.sort().values)
