@@ -5,11 +5,26 @@ page; ``merge`` makes one attention of several; ``exchange`` and ``mesh`` join r
 read (``summary``, ``affinity``, ``router``); ``layer``, ``cache`` and ``attach`` put it on a model.
 """
 
+from tenuto.kv.placements.affinity import Affinity, calibrate_affinity
 from tenuto.kv.placements.attach import ShardedRun, shard
 from tenuto.kv.placements.blocks import Blocks
 from tenuto.kv.placements.expert import Expert
 from tenuto.kv.placements.key_cluster import KeyCluster
 from tenuto.kv.placements.mesh import open_mesh
 from tenuto.kv.placements.round_robin import RoundRobin
+from tenuto.kv.placements.router import Router
+from tenuto.kv.placements.summary import Summary
 
-__all__ = ["Blocks", "Expert", "KeyCluster", "RoundRobin", "ShardedRun", "open_mesh", "shard"]
+__all__ = [
+    "Affinity",
+    "Blocks",
+    "Expert",
+    "KeyCluster",
+    "RoundRobin",
+    "Router",
+    "ShardedRun",
+    "Summary",
+    "calibrate_affinity",
+    "open_mesh",
+    "shard",
+]

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
-import torch
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import GenerationMixin
 
@@ -22,43 +20,35 @@ from tenuto.calibration import fingerprint
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.attach import give_caches, take_over
 from tenuto.kv.models import find_layout
+from tenuto.kv.placements.affinity import Affinity
 from tenuto.kv.placements.cache import ShardedCache
 from tenuto.kv.placements.exchange import Exchange, Local
 from tenuto.kv.placements.mesh import DataParallel, Replicated
 from tenuto.kv.placements.placement import Placement
 from tenuto.kv.placements.plan import Plan
+from tenuto.kv.placements.routes import Routes
 from tenuto.kv.placements.selector import Selector
 from tenuto.kv.run import current
 
-__all__ = ["ShardedRun", "gates", "shard"]
-
-
-def gates(blocks: list[nn.Module]) -> dict[int, nn.Module]:
-    """The routers of a model's layers, by layer: the child ``gate`` of its MLP that knows its ``num_experts``."""
-    found = {}
-    for number, block in enumerate(blocks):
-        gate = getattr(getattr(block, "mlp", None), "gate", None)
-        if isinstance(gate, nn.Module) and isinstance(getattr(gate, "num_experts", None), int):
-            found[number] = gate
-    return found
+__all__ = ["ShardedRun", "shard"]
 
 
 class ShardedRun:
     """What ``shard`` yields.
 
     Attributes:
-        plan: how caches are sharded; layout: what was found about the model.
+        plan: how caches are sharded; layout: what was found about the model; routes: what its routers say.
         last: the cache used last, None before the first call.
     """
 
     def __init__(self, model: Any, plan: Plan) -> None:
         self.model, self.plan, self.layout = model, plan, find_layout(model)
         self.last: ShardedCache | None = None
-        self._routes: dict[int, torch.Tensor] = {}
+        self.routes = Routes(self.layout.blocks)
 
     def cache(self) -> ShardedCache:
         """A new, empty cache, to be given as ``past_key_values``."""
-        return ShardedCache(self.plan, self.layout, lambda number: self._routes.get(number - 1))
+        return ShardedCache(self.plan, self.layout, self.routes.before)
 
     def step(self, original: Callable[..., Any], named: dict[str, Any]) -> Any:
         """One call of the decoder's ``forward``."""
@@ -76,7 +66,7 @@ class ShardedRun:
         given: Any = ids if ids is not None else named.get("inputs_embeds")
         if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
             raise AttachError("An attention mask of four dimensions was given. Give a mask [batch, tokens], or none.")
-        self._routes.clear()
+        self.routes.clear()
         cache.begin(given.shape[0], given.shape[1], mask, given.device)
         self.last, token = cache, current.set(cache)
         try:
@@ -85,15 +75,6 @@ class ShardedRun:
             current.reset(token)
         cache.finish()
         return result
-
-    def listen(self, stack: ExitStack) -> None:
-        """Note what routers say, until the stack unwinds."""
-        for number, gate in gates(self.layout.blocks).items():
-
-            def note(module: nn.Module, given: Any, result: Any, number: int = number) -> None:
-                self._routes[number] = result[0].detach().float().softmax(-1)
-
-            stack.callback(gate.register_forward_hook(note).remove)
 
     def summary(self) -> dict[str, Any]:
         """The last cache in numbers: bytes on this rank and of all shards, counted from tensors; what was sent;
@@ -164,12 +145,14 @@ def shard(
     if count < 1 or count % exchange.ranks:
         raise InputError(f"shards={count} on {exchange.ranks} ranks: give a multiple of the ranks.")
     run = ShardedRun(model, Plan(placement, count, selector, measure, exchange))
+    if isinstance(selector, Affinity):
+        selector.profile.check("affinity", fingerprint(run.layout.decoder))
     facts = f"{type(model).__name__} {fingerprint(run.layout.decoder)} with {placement}, {selector}, {count} shards"
     exchange.agree(facts)
     with ExitStack() as stack:
         take_over(stack, run)
         if run.plan.routed:
-            run.listen(stack)
+            run.routes.listen(stack)
         if isinstance(model, GenerationMixin):
             give_caches(stack, run)
         yield run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ class ShardedCache(Cache):  # type: ignore[misc]
     """
 
     def __init__(self, plan: Plan, layout: Layout, route: Callable[[int], torch.Tensor | None]) -> None:
-        self.plan, self.layout, self.books = plan, layout, Books()
+        self.plan, self.layout, self.books, self.route = plan, layout, Books(), route
         layers: list[Any] = [
             ShardedLayer(number, plan, self.books, lambda number=number: route(number))  # type: ignore[misc]
             if spec.site
@@ -35,6 +36,7 @@ class ShardedCache(Cache):  # type: ignore[misc]
             for number, spec in enumerate(layout.layers)
         ]
         super().__init__(layers=layers)
+        self.layers: list[Any] = layers
         self.engine: list[ShardedLayer] = [layer for layer in layers if isinstance(layer, ShardedLayer)]
         self.broken = False
 
@@ -109,6 +111,19 @@ class ShardedCache(Cache):  # type: ignore[misc]
                 layer.drop_last(-tokens_to_remove)
             elif layer.is_initialized:
                 layer.crop(tokens_to_remove)
+
+    def fork(self) -> ShardedCache:
+        """An independent copy, with books of its own: ask several questions on one context."""
+        other = ShardedCache(self.plan, self.layout, self.route)
+        other.layers = [
+            new.take(old) if isinstance(old, ShardedLayer) else copy.deepcopy(old)
+            for new, old in zip(other.layers, self.layers, strict=True)
+        ]
+        other.broken = self.broken
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ShardedCache:
+        return self.fork()
 
     def reset(self) -> None:
         """Forget everything."""

@@ -226,6 +226,13 @@ class ShardedLayer(EngineLayer):
 
     # Rows and rollback.
 
+    def take(self, other: ShardedLayer) -> ShardedLayer:
+        """Hold what another layer holds, copied; gives this layer."""
+        self.tables, self.shelves, self.columns = other.tables, other.shelves, other.columns
+        self.seen = other.seen
+        self.select_rows(range(len(other.tables)))
+        return self
+
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may come twice."""
         self.tables = [self.tables[row].copied() for row in rows]
