@@ -70,12 +70,16 @@ class ShardedLayer(EngineLayer):
         routed = [] if probs is None else [probs.float().view(step.batch, step.new, -1)]
         older = any(self.seen)
         shared = plan.exchange.rows([key, value, *routed, *([query] if older else [])])
-        router = shared[2] if routed else None
+        router, gone = shared[2] if routed else None, None
         if older and self._moving(query, len(shared[-1])):
             parts += self._visits(query, key, scaling, softcap, mine)
         elif older:
-            parts.append(self._gathered(shared[-1], router, scaling, softcap))
-        output = merge(parts).output.to(query.dtype)
+            found, gone = self._gathered(shared[-1], router, scaling, softcap)
+            parts.append(found)
+        whole = merge(parts)
+        if gone is not None:
+            self.books.dropped.append(float((gone - torch.logaddexp(gone, whole.lse)).exp().mean()))
+        output = whole.output.to(query.dtype)
         self._hold(shared[0], shared[1], router, step.valid)
         return output.masked_fill(~valid[:, None, :, None], 0).transpose(1, 2)
 
@@ -95,8 +99,9 @@ class ShardedLayer(EngineLayer):
 
     def _gathered(
         self, query: torch.Tensor, router: torch.Tensor | None, scaling: float, softcap: float | None
-    ) -> Part:
-        """What older tokens add, each rank attending to its own: ``query`` is of all rows that are sharded here."""
+    ) -> tuple[Part, torch.Tensor | None]:
+        """What older tokens add, each rank attending to its own, and the sum of what a selector left out if that is
+        measured; ``query`` is of all rows that are sharded here."""
         plan, dtype = self.plan, query.dtype
         sparse = plan.selector is not None and query.shape[2] == 1
         measured = sparse and plan.measure
@@ -116,11 +121,8 @@ class ShardedLayer(EngineLayer):
             got, dropped_there = unpack(one, query.shape[-1], dtype, measured)
             parts.append(got)
             drops.append(dropped_there)
-        whole = merge(parts)
-        if measured:
-            gone = torch.stack([drop for drop in drops if drop is not None]).logsumexp(0)
-            self.books.dropped.append(float((gone - torch.logaddexp(gone, whole.lse)).exp().nan_to_num(0.0).mean()))
-        return whole
+        gone = torch.stack([drop for drop in drops if drop is not None]).logsumexp(0) if measured else None
+        return merge(parts), gone
 
     def _choose(
         self, selector: Selector | None, row: int, queries: torch.Tensor, router: torch.Tensor | None, scaling: float
