@@ -1,6 +1,6 @@
 """One decoding step's attention on two ranks: sending partial attention against moving keys and values.
 
-    torchrun --nproc-per-node 2 benchmarks/pikv_wire.py [--context 32768 --heads 32 --kv-heads 4 --width 128 --repeats 5]
+    torchrun --nproc-per-node 2 benchmarks/pikv_wire.py [--context 32768 --heads 32 --kv-heads 4 --width 128]
 
 Every rank holds half of the context. ``exchange``: attention over the half, one all-gather of (o, lse), merge.
 ``move``: the other half's keys and values come over the wire, attention over the whole. Interleaved, medians.
