@@ -45,7 +45,7 @@ def asked(selector: Selector, seen: int = 200, router: torch.Tensor | None = Non
 def test_summaries_find_the_page(selector: Summary) -> None:
     table, given, keys = asked(selector)
     assert int(selector.score(given).argmax()) == 10
-    chosen = selector.choose(table, given, 200)
+    chosen = selector.choose(table, selector.score(given), 200)
     read = sorted(table.index[chosen].tolist())
     assert len(read) <= 0.125 * 200 and set(read) >= {0, 1, 196, 197, 198, 199, *range(80, 88)}
     if selector.by == "bound":
@@ -78,10 +78,10 @@ def test_routers_and_affinity_go_by_experts() -> None:
 def test_sinks_and_window_are_read_whatever_the_budget() -> None:
     tight = Summary(keep=0.01, sinks=4, window=16)
     table, given, _ = asked(tight)
-    assert sorted(table.index[tight.choose(table, given, 200)].tolist()) == [0, 1, 2, 3, *range(184, 200)]
+    assert sorted(table.index[tight.choose(table, tight.score(given), 200)].tolist()) == [0, 1, 2, 3, *range(184, 200)]
     everything = Summary(keep=1.0)
     table, given, _ = asked(everything)
-    assert bool(everything.choose(table, given, 200).all())
+    assert bool(everything.choose(table, everything.score(given), 200).all())
 
 
 @pytest.mark.parametrize("placement", [RoundRobin(page=4), KeyCluster(page=4, clusters=8), Expert(page=4)])
@@ -117,11 +117,11 @@ def test_the_mass_dropped_is_the_true_one() -> None:
     with shard(model, RoundRobin(page=4), shards=2, selector=few) as run:
         cache = run.cache()
         model(ids[:, :59], past_key_values=cache)
-        table, seen = cache.engine[0].tables[0], {}
+        table, seen = cache.engine[0].tables[0], []
         choose = type(few).choose
 
-        def spy(self: Any, table: Table, asked: Asked, length: int) -> torch.Tensor:
-            seen.setdefault(asked.layer, table.index[made := choose(self, table, asked, length)].tolist())
+        def spy(self: Any, table: Table, score: torch.Tensor, length: int) -> torch.Tensor:
+            seen.append(table.index[made := choose(self, table, score, length)].tolist())
             return made
 
         with pytest.MonkeyPatch.context() as patch:

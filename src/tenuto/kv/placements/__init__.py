@@ -2,7 +2,8 @@
 
 ``placement`` says which shard holds a token (``round_robin``, ``blocks``, ``key_cluster``, ``expert``), ``table`` which
 page; ``merge`` makes one attention of several; ``exchange`` and ``mesh`` join ranks; ``selector`` says which pages are
-read (``summary``, ``affinity``, ``router``); ``layer``, ``cache`` and ``attach`` put it on a model.
+read (``summary``, ``affinity``, ``router``), ``schedule`` which leave memory; ``layer``, ``cache`` and ``attach``
+put it on a model.
 """
 
 from tenuto.kv.placements.affinity import Affinity, calibrate_affinity
@@ -13,6 +14,7 @@ from tenuto.kv.placements.key_cluster import KeyCluster
 from tenuto.kv.placements.mesh import open_mesh
 from tenuto.kv.placements.round_robin import RoundRobin
 from tenuto.kv.placements.router import Router
+from tenuto.kv.placements.schedule import Schedule
 from tenuto.kv.placements.summary import Summary
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "KeyCluster",
     "RoundRobin",
     "Router",
+    "Schedule",
     "ShardedRun",
     "Summary",
     "calibrate_affinity",

@@ -20,6 +20,7 @@ from tenuto.calibration import fingerprint
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.attach import give_caches, take_over
 from tenuto.kv.models import find_layout
+from tenuto.kv.offload.pool import Pool
 from tenuto.kv.placements.affinity import Affinity
 from tenuto.kv.placements.cache import ShardedCache
 from tenuto.kv.placements.exchange import Exchange, Local
@@ -27,8 +28,11 @@ from tenuto.kv.placements.mesh import DataParallel, Replicated
 from tenuto.kv.placements.placement import Placement
 from tenuto.kv.placements.plan import Plan
 from tenuto.kv.placements.routes import Routes
+from tenuto.kv.placements.schedule import Schedule
 from tenuto.kv.placements.selector import Selector
 from tenuto.kv.run import current
+from tenuto.tiers.host import HostTier
+from tenuto.tiers.tier import Tier
 
 __all__ = ["ShardedRun", "shard"]
 
@@ -100,9 +104,19 @@ class ShardedRun:
             "tokens_held": books.tokens_held if books else 0,
             "pages_read": books.pages_read if books else 0,
             "pages_held": books.pages_held if books else 0,
+            **self._below(),
             "dropped_mass": (sum(dropped) / len(dropped) if dropped else None) if sparse else 0.0,
             "balance": cache.balance if cache else 1.0,
         }
+
+    def _below(self) -> dict[str, Any]:
+        pool = self.plan.pool
+        if self.last is None or pool is None:
+            return {}
+        shelves = [shelf for layer in self.last.engine for row in layer.shelves for shelf in row.values()]
+        below = {page.name: page.nbytes for shelf in shelves for page in shelf.below.values()}
+        books = pool.books
+        return {"bytes_below": sum(below.values()), "pages_fetched": books.pages_fetched, "stall_s": books.stall_s}
 
 
 def _exchange(mesh: DeviceMesh | None, layout: str) -> Exchange:
@@ -123,6 +137,8 @@ def shard(
     selector: Selector | None = None,
     measure: bool = True,
     layout: Literal["replicated", "data_parallel"] = "replicated",
+    schedule: Schedule | None = None,
+    tier: Tier | None = None,
 ) -> Iterator[ShardedRun]:
     """Run a transformers model on a sharded cache inside a ``with`` block.
 
@@ -133,6 +149,8 @@ def shard(
         shards: a multiple of the ranks, by default one for each.
         selector: which pages a decoding step reads; None reads all and is exact.
         measure: measure the attention mass that a selector leaves out, which reads the keys of all tokens.
+        schedule: which pages leave memory for the ``tier`` (by default the memory of this process); with it, the mass
+            that a selector leaves out is not measured.
         layout: ``replicated``: all ranks are given the same rows; ``data_parallel``: rows of their own, as many each.
 
     Raises:
@@ -144,11 +162,14 @@ def shard(
     count = exchange.ranks if shards is None else shards
     if count < 1 or count % exchange.ranks:
         raise InputError(f"shards={count} on {exchange.ranks} ranks: give a multiple of the ranks.")
-    run = ShardedRun(model, Plan(placement, count, selector, measure, exchange))
+    if tier is not None and schedule is None:
+        raise InputError("tier= says where demoted pages go, and none are without schedule=. Give both, or neither.")
+    pool = None if schedule is None else Pool(tier or HostTier(2**62), None)
+    run = ShardedRun(model, Plan(placement, count, selector, measure, exchange, schedule, pool))
     if isinstance(selector, Affinity):
         selector.profile.check("affinity", fingerprint(run.layout.decoder))
-    facts = f"{type(model).__name__} {fingerprint(run.layout.decoder)} with {placement}, {selector}, {count} shards"
-    exchange.agree(facts)
+    name = f"{type(model).__name__} {fingerprint(run.layout.decoder)}"
+    exchange.agree(f"{name} with {placement}, {selector}, {schedule}, {count} shards")
     with ExitStack() as stack:
         take_over(stack, run)
         if run.plan.routed:

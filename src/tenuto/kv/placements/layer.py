@@ -7,6 +7,7 @@ chunk and forgets the others.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -104,13 +105,14 @@ class ShardedLayer(EngineLayer):
         measured; ``query`` is of all rows that are sharded here."""
         plan, dtype = self.plan, query.dtype
         sparse = plan.selector is not None and query.shape[2] == 1
-        measured = sparse and plan.measure
+        measured = sparse and plan.measure and plan.schedule is None
         found, left = [], []
         for row, table in enumerate(self.tables):
             asked = None if router is None else router[row, 0]
             chosen = self._choose(plan.selector, row, query[row, :, 0], asked, scaling) if sparse else table.index >= 0
             if query.shape[2] == 1:
                 self._note(table, chosen)
+            self._bring(row, chosen)
             one, dropped = self._row(row, query[row], chosen, scaling, softcap, measured)
             found.append(one)
             left.append(dropped)
@@ -132,7 +134,11 @@ class ShardedLayer(EngineLayer):
             return table.index >= 0
         newest = table.index.amax(-1)
         asked = Asked(self.number, queries, scaling, table.counts, newest, table.summaries, router)
-        return selector.choose(table, asked, self.seen[row])
+        score = selector.score(asked) - selector.penalty * table.below
+        chosen = selector.choose(table, score, self.seen[row])
+        if self.plan.schedule is not None:
+            table.used(chosen.any(-1), score.softmax(-1))
+        return chosen
 
     def _note(self, table: Table, chosen: torch.Tensor) -> None:
         books = self.books
@@ -159,18 +165,49 @@ class ShardedLayer(EngineLayer):
         parts, dropped = [Part(torch.zeros_like(query, dtype=torch.float32), nothing)], [nothing]
         for shard, shelf in self.shelves[row].items():
             pages = self.tables[row].of(shard)
-            read, held = chosen[pages].flatten(), self.tables[row].index[pages].flatten() >= 0
+            read, held = chosen[pages], self.tables[row].index[pages] >= 0
             if bool(read.any()):
                 parts.append(part(query, *shelf.read(read), scaling, softcap))
             if measured and bool((held & ~read).any()):
                 dropped.append(rest(query, shelf.read(held & ~read)[0], scaling, softcap))
         return merge(parts[1:] or parts), torch.stack(dropped).logsumexp(0)
 
+    def _bring(self, row: int, wanted: torch.Tensor) -> None:
+        """Have pages with ``wanted [pages, page]`` tokens in memory. All ranks note it; who holds them fetches."""
+        table, pool = self.tables[row], self.plan.pool
+        coming = table.below & wanted.any(-1)
+        if pool is None or not bool(coming.any()):
+            return
+        start = time.perf_counter()
+        for shard, shelf in self.shelves[row].items():
+            local = coming[table.of(shard)].nonzero()[:, 0].tolist()
+            if local:
+                shelf.promote(local, pool)
+        table.below &= ~coming
+        pool.books.stall_s += time.perf_counter() - start
+
+    def _settle(self, row: int) -> None:
+        """Demote what there is no room for."""
+        table, plan = self.tables[row], self.plan
+        if plan.schedule is None or plan.pool is None:
+            return
+        full = table.counts == table.page
+        for shard in range(plan.shards):
+            mine = full & (table.shard == shard)
+            going = plan.schedule.demoted(table.use(), mine & ~table.below, int(mine.sum()))
+            if len(going):
+                table.below[going] = True
+                if shard in self.shelves[row]:
+                    local = torch.searchsorted(table.of(shard), going).tolist()
+                    self.shelves[row][shard].demote(local, plan.pool)
+
     def _visits(
         self, query: torch.Tensor, like: torch.Tensor, scaling: float, softcap: float | None, mine: slice
     ) -> list[Part]:
         """What older tokens add, their keys and values passed from rank to rank; they are not held."""
         (kv_heads, width), plan = (like.shape[1], like.shape[3]), self.plan
+        for row, table in enumerate(self.tables):
+            self._bring(row, table.index >= 0)
         held = [shelf.read(self._filled(row, s)) for row, on in enumerate(self.shelves) for s, shelf in on.items()]
         flat = [x.transpose(0, 1).contiguous().view(torch.uint8).flatten() for pair in held for x in pair]
         sizes = self._sizes(2 * kv_heads * width * like.element_size())
@@ -190,7 +227,7 @@ class ShardedLayer(EngineLayer):
 
     def _filled(self, row: int, shard: int) -> torch.Tensor:
         table = self.tables[row]
-        return table.index[table.of(shard)].flatten() >= 0
+        return table.index[table.of(shard)] >= 0
 
     # Holding.
 
@@ -201,7 +238,7 @@ class ShardedLayer(EngineLayer):
             needs = plan.selector.needs if plan.selector else ()
             self.tables = [Table(plan.placement.page, plan.shards, keys.device, needs) for _ in keys]
             self.shelves = [
-                {shard: Shelf.empty(plan.placement.page, k, v) for shard in plan.mine}
+                {shard: Shelf(plan.placement.page, k, v) for shard in plan.mine}
                 for k, v in zip(keys, values, strict=True)
             ]
             self.seen = [0] * len(keys)
@@ -222,8 +259,9 @@ class ShardedLayer(EngineLayer):
                 if len(here):
                     pages = table.of(shard)
                     local = torch.searchsorted(pages, page[here])
-                    shelf.put(len(pages), local * table.page + slot[here], key[:, here], value[:, here])
+                    shelf.put(len(pages), local, slot[here], key[:, here], value[:, here])
             self.seen[row] += len(at)
+            self._settle(row)
         self.columns += valid.shape[1]
 
     # Rows and rollback.
@@ -242,7 +280,13 @@ class ShardedLayer(EngineLayer):
         self.seen = [self.seen[row] for row in rows]
 
     def drop_last(self, count: int) -> None:
-        """Forget the newest tokens of each row."""
+        """Forget the newest tokens of each row.
+
+        Raises:
+            AttachError: pages have summaries, or may be in a lower tier.
+        """
+        if self.plan.schedule is not None:
+            raise AttachError("Tokens cannot be taken back where pages are demoted: leave out schedule= for this.")
         for row, table in enumerate(self.tables):
             self.seen[row] -= count
             shards = table.shard

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tenuto.kv.offload.pool import Pool
 from tenuto.kv.placements.exchange import Exchange
 from tenuto.kv.placements.placement import Placement
+from tenuto.kv.placements.schedule import Schedule
 from tenuto.kv.placements.selector import Selector
 
 __all__ = ["Books", "Plan", "Step"]
@@ -19,8 +21,10 @@ class Plan:
 
     Attributes:
         placement: of tokens on shards; shards: how many; selector: which pages are read, None: all.
-        measure: whether the attention mass that a selector drops is measured, which reads all keys.
+        measure: whether the attention mass that a selector drops is measured, which reads all keys (not with a
+            schedule, which would fetch them).
         exchange: the way to the other ranks.
+        schedule: which pages leave memory, None: none do; pool: the way to the tier they go to.
     """
 
     placement: Placement
@@ -28,6 +32,8 @@ class Plan:
     selector: Selector | None
     measure: bool
     exchange: Exchange
+    schedule: Schedule | None = None
+    pool: Pool | None = None
 
     @property
     def mine(self) -> range:

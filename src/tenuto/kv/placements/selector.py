@@ -45,6 +45,8 @@ class Selector(ABC):
     Attributes:
         keep: tokens read, as a share of the tokens held, sinks and window included, in (0, 1].
         sinks, window: first and last tokens, which are always read.
+        penalty: what a page in a lower tier loses of its score, because reading it is a fetch. (PiKV's term, but for
+            what reading costs now and not for what was missed before.)
 
     Raises:
         PolicyError: a number that is not allowed.
@@ -53,15 +55,17 @@ class Selector(ABC):
     keep: float = 0.125
     sinks: int = 4
     window: int = 32
+    penalty: float = 0.0
 
     def __post_init__(self) -> None:
         self.check()
 
     def check(self) -> None:
         """Refuse numbers that are not allowed."""
-        if not 0 < self.keep <= 1 or min(self.sinks, self.window) < 0:
+        if not 0 < self.keep <= 1 or min(self.sinks, self.window, self.penalty) < 0:
             raise PolicyError(
-                f"{type(self).__name__}: keep={self.keep:g}, sinks={self.sinks}, window={self.window}. "
+                f"{type(self).__name__}: keep={self.keep:g}, sinks={self.sinks}, window={self.window}, "
+                f"penalty={self.penalty:g}. "
                 "keep must be in (0, 1], the others zero or more."
             )
 
@@ -79,13 +83,13 @@ class Selector(ABC):
     def score(self, asked: Asked) -> torch.Tensor:
         """What each page is worth ``[pages]`` float32, as the logarithm of a share of attention where it can be."""
 
-    def choose(self, table: Table, asked: Asked, seen: int) -> torch.Tensor:
-        """Which slots are read ``[pages, page]`` bool, of a row of ``seen`` tokens."""
+    def choose(self, table: Table, score: torch.Tensor, seen: int) -> torch.Tensor:
+        """Which slots are read ``[pages, page]`` bool, of a row of ``seen`` tokens; ``score [pages]``."""
         held = table.index >= 0
         always = held & ((table.index < self.sinks) | (table.index >= seen - self.window))
         left = max(int(self.keep * seen) - int(always.sum()), 0)
         sizes = (held & ~always).sum(-1)
-        order = self.score(asked).masked_fill(sizes == 0, float("-inf")).argsort(descending=True, stable=True)
+        order = score.masked_fill(sizes == 0, float("-inf")).argsort(descending=True, stable=True)
         fits = order[sizes[order].cumsum(0) <= left]
         chosen = torch.zeros_like(sizes, dtype=torch.bool)
         chosen[fits] = True

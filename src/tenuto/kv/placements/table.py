@@ -13,6 +13,7 @@ import torch
 
 from tenuto.errors import AttachError
 from tenuto.kv.placements.placement import Places
+from tenuto.kv.placements.schedule import DECAY, Use
 
 __all__ = ["Table"]
 
@@ -27,6 +28,8 @@ class Table:
         summaries: by name: ``total`` (sum of keys), ``least``, ``most`` (per channel) ``[pages, kv_heads, head_dim]``
             float32; ``experts``: tokens of each expert ``[pages, experts]`` float32.
         memory: what the placement remembers.
+        below: pages that are in a lower tier only ``[pages]`` bool.
+        usage: how pages were used, by the names of :class:`Use` ``[pages]`` float32; step: decoding steps so far.
     """
 
     def __init__(self, page: int, shards: int, device: torch.device, needs: Collection[str] = ()) -> None:
@@ -35,6 +38,9 @@ class Table:
         self.shard = self.kind = torch.zeros(0, dtype=torch.int64, device=device)
         self.summaries: dict[str, torch.Tensor] = {}
         self.memory: torch.Tensor | None = None
+        self.below = torch.zeros(0, dtype=torch.bool, device=device)
+        self.usage = {name: torch.zeros(0, device=device) for name in ("last", "count", "mass", "share")}
+        self.step = 0
         self.open: dict[tuple[int, int], int] = {}
 
     @property
@@ -83,6 +89,9 @@ class Table:
             self.index = torch.cat([self.index, self.index.new_full((count, self.page), -1)])
             self.shard = torch.cat([self.shard, self.shard.new_full((count,), shard)])
             self.kind = torch.cat([self.kind, self.kind.new_full((count,), kind)])
+            self.below = torch.cat([self.below, self.below.new_zeros(count)])
+            for name, column in self.usage.items():
+                self.usage[name] = torch.cat([column, column.new_full((count,), self.step if name == "last" else 0)])
 
     def _summarise(self, page: torch.Tensor, keys: torch.Tensor, experts: torch.Tensor | None) -> None:
         at = page[:, None, None].expand_as(keys)
@@ -105,6 +114,18 @@ class Table:
         self.summaries[name] = old
         return old
 
+    def used(self, read: torch.Tensor, share: torch.Tensor) -> None:
+        """A decoding step: which pages it read ``[pages]`` bool, and the share of attention each should get."""
+        self.step += 1
+        self.usage["last"] = self.usage["last"].masked_fill(read, self.step)
+        self.usage["count"] = self.usage["count"] + read
+        self.usage["mass"], self.usage["share"] = DECAY * self.usage["mass"] + share, share
+
+    def use(self) -> Use:
+        """How pages were used so far."""
+        filled = self.index.masked_fill(self.index < 0, 2**30)
+        return Use(self.step, **self.usage, newest=self.index.amax(-1).float(), oldest=filled.amin(-1).float())
+
     def crop(self, length: int) -> torch.Tensor:
         """Forget tokens from number ``length`` on; gives which pages stay ``[pages]`` bool.
 
@@ -118,6 +139,7 @@ class Table:
         self.index = self.index.masked_fill(self.index >= length, -1)
         stay = self.counts > 0
         self.index, self.shard, self.kind = self.index[stay], self.shard[stay], self.kind[stay]
+        self.below, self.usage = self.below[stay], {name: column[stay] for name, column in self.usage.items()}
         self.open = {}
         for number, group in enumerate(zip(self.shard.tolist(), self.kind.tolist(), strict=True)):
             self.open[group] = max(self.open.get(group, 0), number)
@@ -129,9 +151,11 @@ class Table:
         other.index, other.shard, other.kind = self.index.clone(), self.shard, self.kind
         other.summaries = {name: tensor.clone() for name, tensor in self.summaries.items()}
         other.memory, other.open = self.memory, dict(self.open)
+        other.below, other.usage, other.step = self.below.clone(), dict(self.usage), self.step
         return other
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What is held, by name."""
-        named = {"index": self.index, "shard": self.shard, "kind": self.kind, **self.summaries}
+        named = {"index": self.index, "shard": self.shard, "kind": self.kind, "below": self.below}
+        named |= {**self.summaries, **self.usage}
         return named if self.memory is None else {**named, "memory": self.memory}
