@@ -86,6 +86,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--keep", type=float, default=0.125)
     parser.add_argument("--placements", default="round_robin,key_cluster,expert")
+    parser.add_argument("--selectors", default="newest,random,router,affinity alone,affinity,centroid,bound,both")
     given = parser.parse_args()
     torch.manual_seed(0)
     language = load_language(given.model)
@@ -122,7 +123,7 @@ def main() -> None:
             cache = run.cache()
             language.model(ids[:, : given.context], past_key_values=cache, logits_to_keep=1)
             for label, selector in selectors.items():
-                if label == "all" and whole is not None:
+                if label not in ("all", *given.selectors.split(",")) or (label == "all" and whole is not None):
                     continue
                 facts = scored(run, cache, selector, ids, given.context)
                 whole = facts if whole is None else whole
