@@ -218,3 +218,60 @@ def prompt(
         click.echo(json.dumps([row.row() for row in rows], indent=1, allow_nan=False))
     else:
         wide_console().print(prompt_table(rows))
+
+
+@bench.command()
+@click.option("--model", default=DEFAULT_LANGUAGE, show_default=True, help="bundled:NAME or a folder.")
+@click.option("--ranks", default=2, show_default=True, type=click.IntRange(1), help="Processes on this machine.")
+@click.option("--placement", default="round_robin", show_default=True, help="blocks, expert, key_cluster, round_robin.")
+@click.option("--page", default=16, show_default=True, type=click.IntRange(1), help="Tokens per page.")
+@click.option("--context", default=256, show_default=True, type=click.IntRange(2), help="Tokens of each prompt.")
+@click.option("--tokens", default=32, show_default=True, type=click.IntRange(2), help="Tokens written.")
+@click.option("--rows", default=2, show_default=True, type=click.IntRange(1), help="Prompts at once.")
+@click.option("--experts", default=0, show_default=True, type=click.IntRange(0), help="Make a dense model a mixture.")
+@click.option(
+    "--top-k", default=8, show_default=True, type=click.IntRange(1), help="Experts per token, with --experts."
+)
+@json_option
+def moe(
+    model: str,
+    ranks: int,
+    placement: str,
+    page: int,
+    context: int,
+    tokens: int,
+    rows: int,
+    experts: int,
+    top_k: int,
+    as_json: bool,
+) -> None:
+    """Generate on a KV cache that is sharded over processes, against the model's own cache."""
+    import json
+
+    from tenuto.eval.sharding import ShardingJob, measure
+
+    job = ShardingJob(
+        model=model,
+        ranks=ranks,
+        placement=placement,
+        page=page,
+        context=context,
+        tokens=tokens,
+        rows=rows,
+        experts=experts,
+        top_k=top_k,
+    )
+    found = measure(job)
+    if as_json:
+        click.echo(json.dumps(found, indent=1, allow_nan=False))
+        return
+    for rank in found:
+        click.echo(
+            f"rank {rank['rank']}: {rank['bytes_held']:,} bytes of {rank['bytes_full']:,} held, "
+            f"{rank['bytes_sent']:,} sent in {rank['collectives']} collectives while decoding"
+        )
+    first = found[0]
+    click.echo(
+        f"{'same' if first['same_tokens'] else 'other'} tokens as without sharding, logits within "
+        f"{first['logit_gap']:.1e}; {first['tokens_per_s']:.1f} tokens/s against {first['tokens_per_s_plain']:.1f}"
+    )

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import wraps
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tenuto.budget import MemoryBudget
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.cache import KVCache
-from tenuto.kv.layer import KVLayer
+from tenuto.kv.engine import EngineLayer
 from tenuto.kv.models import Layout
 from tenuto.kv.offload.prefetch import watch
 from tenuto.kv.offload.settings import Prefetch
@@ -44,7 +44,7 @@ from tenuto.restoring import put_until
 from tenuto.tiers.host import HostTier
 from tenuto.tiers.tier import Tier
 
-__all__ = ["AttachedRun", "attach"]
+__all__ = ["AttachedRun", "Stepping", "attach", "give_caches", "take_over"]
 
 NAME = "tenuto"
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -63,7 +63,7 @@ def _attention(
     """What transformers calls instead of its own attention: ours on layers of ours, SDPA on all others."""
     cache, number = current.get(), getattr(module, "layer_idx", None)
     layer = cache.layers[number] if cache is not None and isinstance(number, int) else None
-    if not isinstance(layer, KVLayer):
+    if not isinstance(layer, EngineLayer):
         plain: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
         result: tuple[torch.Tensor, None] = plain(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
@@ -83,7 +83,34 @@ def _mask(*args: Any, **options: Any) -> torch.Tensor | None:
     return made
 
 
-def _wrap_decoder(stack: ExitStack, run: AttachedRun) -> None:
+class Stepping(Protocol):
+    """What steps a decoder with caches of ours: an :class:`AttachedRun`, or a run of a sharded model."""
+
+    model: Any
+    layout: Layout
+
+    def step(self, original: Callable[..., Any], named: dict[str, Any]) -> Any: ...
+
+    def cache(self) -> Any: ...
+
+
+def take_over(stack: ExitStack, run: Stepping) -> None:
+    """Have the model's decoder step through ``run`` until the stack unwinds.
+
+    Raises:
+        AttachError: it does so through another already.
+    """
+    decoder = run.layout.decoder
+    if decoder in _attached:
+        raise AttachError(f"{type(run.model).__name__} has a policy attached already. Leave that `with` block first.")
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+    _attached.add(decoder)
+    stack.callback(_attached.discard, decoder)
+    _wrap_decoder(stack, run)
+
+
+def _wrap_decoder(stack: ExitStack, run: Stepping) -> None:
     decoder: Any = run.layout.decoder
     original, names = decoder.forward, list(inspect.signature(type(decoder).forward).parameters)[1:]
 
@@ -97,9 +124,9 @@ def _wrap_decoder(stack: ExitStack, run: AttachedRun) -> None:
         put_until(stack, config, "_attn_implementation_internal", NAME)
 
 
-def _wrap_generation(stack: ExitStack, run: AttachedRun) -> None:
-    model = run.model
-    prepare, prefill, generate = model._prepare_cache_for_generation, model._prefill, model.generate
+def give_caches(stack: ExitStack, run: Stepping) -> None:
+    """Have ``generate`` make caches of ours, until the stack unwinds."""
+    prepare = run.model._prepare_cache_for_generation
 
     @wraps(prepare)
     def make_cache(generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -112,6 +139,13 @@ def _wrap_generation(stack: ExitStack, run: AttachedRun) -> None:
             )
         model_kwargs["past_key_values"] = run.cache()
         return None
+
+    put_until(stack, run.model, "_prepare_cache_for_generation", make_cache)
+
+
+def _wrap_generation(stack: ExitStack, run: AttachedRun) -> None:
+    model = run.model
+    prefill, generate = model._prefill, model.generate
 
     @wraps(prefill)
     def in_one(*args: Any, **kwargs: Any) -> Any:
@@ -133,7 +167,7 @@ def _wrap_generation(stack: ExitStack, run: AttachedRun) -> None:
             if run.last is not None:
                 run.last.deactivate_past_recording()
 
-    put_until(stack, model, "_prepare_cache_for_generation", make_cache)
+    give_caches(stack, run)
     put_until(stack, model, "_prefill", in_one)
     put_until(stack, model, "generate", write)
 
@@ -198,14 +232,8 @@ def attach(
     run = AttachedRun(model, policy, blocks, budget, _tier_of(blocks, tier, prefetch), prefetch)
     _check(blocks, budget, run.layout)
     run.prefixes = Prefixes(store, model, run.layout, blocks) if store is not None else None
-    if run.layout.decoder in _attached:
-        raise AttachError(f"{type(model).__name__} has a policy attached already. Leave that `with` block first.")
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, _mask)
     with ExitStack() as stack:
-        _attached.add(run.layout.decoder)
-        stack.callback(_attached.discard, run.layout.decoder)
-        _wrap_decoder(stack, run)
+        take_over(stack, run)
         if prefetch is not None:
             watch(stack, run.layout, prefetch, current.get)
         if isinstance(model, GenerationMixin):

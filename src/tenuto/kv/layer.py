@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers.cache_utils import CacheLayerMixin
 
 from tenuto.errors import AttachError
 from tenuto.kv.attend import attend
 from tenuto.kv.compress import Probes, Site, commit, look, plan, scored, settle, turn
+from tenuto.kv.engine import EngineLayer
 from tenuto.kv.offload.paged import Paged
 from tenuto.kv.policy import ALL, Entries, KVPolicy, Scored
 from tenuto.kv.step import Sequences, Step
@@ -20,11 +20,8 @@ from tenuto.kv.store import Held, Store
 __all__ = ["KVLayer"]
 
 
-class KVLayer(CacheLayerMixin):  # type: ignore[misc]
+class KVLayer(EngineLayer):
     """The entries of one layer, and the last queries that saw them; ``paged`` has those that left memory."""
-
-    is_sliding = False
-    is_croppable = True
 
     def __init__(self, policy: KVPolicy, site: Site, sequences: Sequences, paged: Paged | None = None) -> None:
         super().__init__()
@@ -33,34 +30,9 @@ class KVLayer(CacheLayerMixin):  # type: ignore[misc]
         self.probes: list[Probes] = []
         self.step: Step | None = None
 
-    # What transformers asks of a layer.
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing is made before the first attention."""
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hand the new keys and values on to :meth:`attend`, which holds them.
-
-        Raises:
-            AttachError: the model that calls is not attached.
-        """
-        if self.step is None:
-            raise AttachError("This cache belongs to an attached model. Use it inside `with tenuto.attach(...)`.")
-        return key_states, value_states
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of a mask over all tokens so far."""
-        return self.get_seq_length() + query_length, 0
-
     def get_seq_length(self) -> int:
         """Tokens before the present step, evicted ones included."""
         return self.sequences.columns - (self.step.new if self.step else 0)
-
-    def get_max_length(self) -> int:
-        """No maximum."""
-        return -1
 
     # The engine.
 

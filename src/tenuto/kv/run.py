@@ -29,8 +29,8 @@ from tenuto.tiers.tier import Tier
 
 __all__ = ["AttachedRun", "current"]
 
-current: ContextVar[KVCache | None] = ContextVar("tenuto_kv_cache", default=None)
-"""The cache of the step that is under way."""
+current: ContextVar[Any] = ContextVar("tenuto_kv_cache", default=None)
+"""The cache of the step that is under way: a KVCache, a ShardedCache, or None."""
 
 
 class AttachedRun:

@@ -1,0 +1,141 @@
+"""Which of PiKV's ideas help: perplexity where a decoding step reads few tokens, placements x selectors.
+
+    python benchmarks/pikv.py [MODEL] [--context 1024 --tokens 64 --texts 2 --keep 0.125 --top-k 16]
+
+Real prose, teacher-forced; every text is one row. SmolLM2 becomes a mixture of 16 experts per layer (an exact partition
+of its MLPs, tenuto.eval.moe); ``--top-k 16`` leaves its output what it was, fewer change it, and the reference is
+always the same model reading everything. ``--keep`` counts all tokens read, sinks and window too. Each placement reads
+the context once; every selector starts from a copy. KL is the mean Kullback-Leibler divergence from the reference's
+distributions, in nats: far less noisy than perplexity on so few tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tenuto.eval.language import load_language
+from tenuto.eval.moe import partition
+from tenuto.eval.tasks.likelihood import text_of
+from tenuto.kv.placements import Affinity, Expert, KeyCluster, RoundRobin, Router, Summary, calibrate_affinity, shard
+from tenuto.kv.placements.selector import Asked, Selector
+
+EXPERTS, FITTED = 16, 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Everything(Selector):
+    """Reads all pages, and has every summary made."""
+
+    keep: float = 1.0
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("total", "least", "most", "experts")
+
+    def score(self, asked: Asked) -> torch.Tensor:
+        return asked.newest.float()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Random(Selector):
+    """Pages drawn anew at every step."""
+
+    def score(self, asked: Asked) -> torch.Tensor:
+        return torch.rand(len(asked.counts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Newest(Selector):
+    """A sliding window: the newest pages."""
+
+    def score(self, asked: Asked) -> torch.Tensor:
+        return asked.newest.float()
+
+
+def scored(run: Any, cache: Any, selector: Selector, ids: torch.Tensor, context: int) -> dict[str, Any]:
+    """Mean negative log-likelihood of what follows the context, and what was read."""
+    plan = run.plan
+    run.plan = replace(plan, selector=selector)
+    cache = copy.deepcopy(cache)
+    cache.plan = run.plan
+    for layer in cache.engine:
+        layer.plan = run.plan
+    start, said = time.perf_counter(), []
+    for at in range(context, ids.shape[1] - 1):
+        logits = run.model(ids[:, at : at + 1], past_key_values=cache).logits[:, -1]
+        said.append(logits.float().log_softmax(-1))
+    seconds = (time.perf_counter() - start) / len(said)
+    facts, run.plan = run.summary(), plan
+    found = torch.stack(said, 1)
+    loss = -found.gather(-1, ids[:, context + 1 :, None]).mean()
+    return {"said": found, "loss": float(loss), "seconds": seconds, **facts}
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", nargs="?", default="smollm2")
+    for name, value in {"context": 1024, "tokens": 64, "texts": 2, "top-k": EXPERTS, "page": 16, "window": 32}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--keep", type=float, default=0.125)
+    parser.add_argument("--placements", default="round_robin,key_cluster,expert")
+    parser.add_argument("--selectors", default="newest,random,router,affinity alone,affinity,centroid,bound,both")
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    language = load_language(given.model)
+    ids = torch.cat([text_of(language, seed, given.context + given.tokens + 1) for seed in range(given.texts)])
+    fitting = text_of(language, 99, FITTED)
+    plain = language.model(ids[:1], use_cache=False).logits[0, given.context : -1].float()
+    dense = float(torch.nn.functional.cross_entropy(plain, ids[0, given.context + 1 :]))
+    partition(language.model, fitting, EXPERTS, given.top_k)
+    profile = calibrate_affinity(language.model, fitting)
+    few: dict[str, Any] = {"keep": given.keep, "window": given.window}
+    selectors: dict[str, Selector] = {
+        "all": Everything(),
+        "newest": Newest(**few),
+        "random": Random(**few),
+        "router": Router(**few),
+        "affinity alone": Affinity(profile=profile, summary=False, **few),
+        "affinity": Affinity(profile=profile, **few),
+        "centroid": Summary(**few),
+        "bound": Summary(by="bound", **few),
+        "both": Summary(by="both", **few),
+    }
+    made = {
+        "round_robin": RoundRobin(page=given.page),
+        "key_cluster": KeyCluster(page=given.page),
+        "expert": Expert(page=given.page),
+    }
+    print(f"{given.texts} texts, {given.context} tokens of context, {given.tokens} predicted, keep {given.keep:g}")
+    print(f"dense model, text 0: perplexity {math.exp(dense):.3f}")
+    print("| placement | selector | perplexity | against all | KL | tokens read | dropped mass | balance | s/step |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    whole: dict[str, Any] | None = None
+    for name in given.placements.split(","):
+        with shard(language.model, made[name], shards=4, selector=Everything()) as run:
+            cache = run.cache()
+            language.model(ids[:, : given.context], past_key_values=cache, logits_to_keep=1)
+            for label, selector in selectors.items():
+                if label not in ("all", *given.selectors.split(",")) or (label == "all" and whole is not None):
+                    continue
+                facts = scored(run, cache, selector, ids, given.context)
+                whole = facts if whole is None else whole
+                gap = float((whole["said"].exp() * (whole["said"] - facts["said"])).sum(-1).mean())
+                worse = math.exp(facts["loss"] - whole["loss"]) - 1
+                read = facts["tokens_read"] / facts["tokens_held"]
+                print(
+                    f"| {name} | {label} | {math.exp(facts['loss']):.3f} | {worse:+.1%} | {gap:.4f} | {read:.1%} "
+                    f"| {facts['dropped_mass'] or 0:.3f} | {facts['balance']:.2f} | {facts['seconds']:.2f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
