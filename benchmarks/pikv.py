@@ -4,7 +4,7 @@
 
 Real prose, teacher-forced; every text is one row. SmolLM2 becomes a mixture of 16 experts per layer (an exact partition
 of its MLPs, tenuto.eval.moe); ``--top-k 16`` leaves its output what it was, fewer change it, and the reference is
-always the same model reading everything. ``--keep`` counts all tokens read, sinks and window too. Each placement reads
+always the same model reading everything, in one plain forward pass. ``--keep`` counts all tokens read, sinks and window too. Each placement reads
 the context once; every selector starts from a copy. KL is the mean Kullback-Leibler divergence from the reference's
 distributions, in nats: far less noisy than perplexity on so few tokens.
 """
@@ -86,7 +86,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--keep", type=float, default=0.125)
     parser.add_argument("--placements", default="round_robin,key_cluster,expert")
-    parser.add_argument("--selectors", default="newest,random,router,affinity alone,affinity,centroid,bound,both")
+    parser.add_argument("--selectors", default="all,newest,random,router,affinity alone,affinity,centroid,bound,both")
     given = parser.parse_args()
     torch.manual_seed(0)
     language = load_language(given.model)
@@ -117,18 +117,18 @@ def main() -> None:
     print(f"dense model, text 0: perplexity {math.exp(dense):.3f}")
     print("| placement | selector | perplexity | against all | KL | tokens read | dropped mass | balance | s/step |")
     print("|---|---|---|---|---|---|---|---|---|")
-    whole: dict[str, Any] | None = None
+    whole = language.model(ids, use_cache=False).logits[:, given.context : -1].float().log_softmax(-1)
+    loss = -float(whole.gather(-1, ids[:, given.context + 1 :, None]).mean())
     for name in given.placements.split(","):
         with shard(language.model, made[name], shards=4, selector=Everything()) as run:
             cache = run.cache()
             language.model(ids[:, : given.context], past_key_values=cache, logits_to_keep=1)
             for label, selector in selectors.items():
-                if label not in ("all", *given.selectors.split(",")) or (label == "all" and whole is not None):
+                if label not in given.selectors.split(","):
                     continue
                 facts = scored(run, cache, selector, ids, given.context)
-                whole = facts if whole is None else whole
-                gap = float((whole["said"].exp() * (whole["said"] - facts["said"])).sum(-1).mean())
-                worse = math.exp(facts["loss"] - whole["loss"]) - 1
+                gap = float((whole.exp() * (whole - facts["said"])).sum(-1).mean())
+                worse = math.exp(facts["loss"] - loss) - 1
                 read = facts["tokens_read"] / facts["tokens_held"]
                 print(
                     f"| {name} | {label} | {math.exp(facts['loss']):.3f} | {worse:+.1%} | {gap:.4f} | {read:.1%} "

@@ -112,7 +112,7 @@ def refuse(ranks: int, rank: int) -> dict[str, Any]:
 
     def attach(*given: Any, **options: Any) -> None:
         with shard(*given, **options) as run:
-            run.model(tokens(4 + rank * options.pop("uneven", False)))
+            run.model(tokens(4))
 
     model, mesh = mild("olmoe"), open_mesh(ranks)
     out = {"world": said(lambda: open_mesh(ranks + 1))}
@@ -125,7 +125,13 @@ def refuse(ranks: int, rank: int) -> dict[str, Any]:
         with shard(model, RoundRobin(), mesh=mesh):
             model(tokens(4 + rank))
 
+    def reorder() -> None:
+        with shard(model, RoundRobin(), mesh=mesh, layout="data_parallel") as run:
+            model(tokens(4), past_key_values=(cache := run.cache()))
+            cache.reorder_cache(torch.tensor([0]))
+
     out["lengths"] = said(uneven)
+    out["beams"] = said(reorder)
     with torch.no_grad():
         attach(model, RoundRobin(), mesh=mesh)
     return out

@@ -46,6 +46,7 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
         assert said["placements"].startswith("AttachError") and "Expert" in said["placements"]
         assert said["models"].startswith("AttachError") and "MixtralForCausalLM" in said["models"]
         assert "different shapes" in said["lengths"], rank
+        assert "rows of its own" in said["beams"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])

@@ -53,7 +53,9 @@ def part(
         found = logits(query[:, start : start + QUERIES], keys, scaling, softcap)
         if visible is not None:
             found = found.masked_fill(~visible[start : start + QUERIES], float("-inf"))
-        weights = found.softmax(-1).nan_to_num(0.0)  # not a number where a query sees nothing
+        weights = found.softmax(-1)
+        if visible is not None:
+            weights = weights.nan_to_num(0.0)  # where a query sees nothing
         outputs.append(torch.einsum("hgqn,hnd->hgqd", weights, values.float()).flatten(0, 1))
         sums.append(found.logsumexp(-1).flatten(0, 1))
     return Part(torch.cat(outputs, 1), torch.cat(sums, 1))
