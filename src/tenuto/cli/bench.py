@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 from tenuto.cli.group import (
-    DEFAULT_LANGUAGE,
     FOLDER,
     Group,
     command,
     device_option,
     guidance_option,
     json_option,
+    language_option,
     main,
     model_option,
     print_runs,
@@ -73,7 +73,7 @@ def diffusion(
 
 
 @bench.command()
-@click.option("--model", default=DEFAULT_LANGUAGE, show_default=True, help="bundled:NAME or a folder.")
+@language_option
 @click.option("--policies", required=True, help='For example "snapkv,adakv+kivi:bits=4".')
 @click.option("--budget", "budgets", required=True, multiple=True, help="keep=0.25, tokens=512, bytes=20MiB.")
 @click.option("--context", default="1024", show_default=True, help="Tokens of the contexts, for example 1024,2048.")
@@ -125,7 +125,7 @@ def kv(
 
 
 @bench.command()
-@click.option("--model", default=DEFAULT_LANGUAGE, show_default=True, help="bundled:NAME or a folder.")
+@language_option
 @click.option("--store", "stores", multiple=True, help="An address; may be repeated [default: a folder, each codec].")
 @click.option("--context", default=1500, show_default=True, type=click.IntRange(2), help="Tokens of the prompt.")
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Turns of loading and computing.")
@@ -166,7 +166,7 @@ def store(
 
 
 @bench.command()
-@click.option("--model", default=DEFAULT_LANGUAGE, show_default=True, help="bundled:NAME or a folder.")
+@language_option
 @click.option("--ratio", default="0.5", show_default=True, help="Entries over tokens, for example 0.75,0.5,0.33.")
 @click.option("--semtoken", default="", help="Settings, for example layer=4,most=8.")
 @click.option("--policy", help="Also SemToken with a KV policy, for example snapkv+kivi:bits=4.")
@@ -221,7 +221,7 @@ def prompt(
 
 
 @bench.command()
-@click.option("--model", default=DEFAULT_LANGUAGE, show_default=True, help="bundled:NAME or a folder.")
+@language_option
 @click.option("--ranks", default=2, show_default=True, type=click.IntRange(1), help="Processes on this machine.")
 @click.option("--placement", default="round_robin", show_default=True, help="blocks, expert, key_cluster, round_robin.")
 @click.option("--page", default=16, show_default=True, type=click.IntRange(1), help="Tokens per page.")

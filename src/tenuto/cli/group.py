@@ -97,6 +97,7 @@ def print_runs(runs: Sequence[Run], kv_runs: Sequence[KVRun], as_json: bool) -> 
 
 
 model_option = click.option("--model", default=DEFAULT_MODEL, show_default=True, help="bundled:NAME or a folder.")
+language_option = click.option("--model", default=DEFAULT_LANGUAGE, show_default=True, help="bundled:NAME or a folder.")
 steps_option = click.option("--steps", default=50, show_default=True, type=click.IntRange(1), help="Denoising steps.")
 guidance_option = click.option(
     "--guidance", default=1.5, show_default=True, type=click.FloatRange(0), help="Guidance scale, 1 for none."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenuto.cli.group import DEFAULT_LANGUAGE, FILE, Group, device_option, json_option, main, wide_console
+from tenuto.cli.group import FILE, Group, device_option, json_option, language_option, main, wide_console
 
 if TYPE_CHECKING:
     from tenuto.tiers.address import Level
@@ -139,7 +139,7 @@ def prune(address: str, limit: str) -> None:
 @store.command()
 @address_argument
 @click.argument("texts", nargs=-1, required=True, type=FILE)
-@click.option("--model", default=DEFAULT_LANGUAGE, show_default=True, help="A name of `tenuto models`, or a folder.")
+@language_option
 @click.option("--chat", is_flag=True, help="As a user's first turn, as `tenuto run --store` sends it.")
 @click.option("--page", default=64, show_default=True, type=click.IntRange(1), help="Tokens per page.")
 @click.option("--tenant", default="", help="Only who gives the same text finds the pages.")

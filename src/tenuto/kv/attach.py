@@ -40,7 +40,7 @@ from tenuto.kv.policy import Every, KVMethod, KVPolicy
 from tenuto.kv.reuse.prefix import PrefixStore
 from tenuto.kv.reuse.restore import Prefixes
 from tenuto.kv.run import AttachedRun, current
-from tenuto.restoring import put_until
+from tenuto.restoring import attend_by, put_until
 from tenuto.tiers.host import HostTier
 from tenuto.tiers.tier import Tier
 
@@ -119,9 +119,7 @@ def _wrap_decoder(stack: ExitStack, run: Stepping) -> None:
         return run.step(original, dict(zip(names, args, strict=False)) | kwargs)
 
     put_until(stack, decoder, "forward", forward)
-    configs = {id(m.config): m.config for m in decoder.modules() if "config" in vars(m)}
-    for config in configs.values():
-        put_until(stack, config, "_attn_implementation_internal", NAME)
+    attend_by(stack, decoder, NAME)
 
 
 def give_caches(stack: ExitStack, run: Stepping) -> None:

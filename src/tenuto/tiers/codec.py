@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from tenuto.errors import InputError, StoreError, closest
 
-__all__ = ["PageCodec"]
+__all__ = ["PageCodec", "zstandard_package"]
 
 Tensors = dict[str, torch.Tensor]
 BITS = {"int8": 8, "int4": 4}
@@ -58,7 +58,7 @@ class PageCodec:
             allowed = [f"{k}{z}" for k in KINDS for z in ("", "+zstd")]
             raise InputError(f"{text!r} is no codec of pages.{closest(text, allowed)}")
         if rest:
-            _zstandard()
+            zstandard_package()
         return cls(kind, bool(rest))
 
     def __str__(self) -> str:
@@ -159,12 +159,12 @@ def _squeeze(named: Tensors) -> Tensors:
     """All tensors as one that Zstandard has compressed."""
     sorted_ = {name: _planes(part) if part.is_floating_point() else part for name, part in named.items()}
     shapes = {f"{name}.{part.dtype}".replace("torch.", ""): sorted_[name] for name, part in named.items()}
-    data = _zstandard().ZstdCompressor(level=3).compress(save({k: v.contiguous() for k, v in shapes.items()}))
+    data = zstandard_package().ZstdCompressor(level=3).compress(save({k: v.contiguous() for k, v in shapes.items()}))
     return {"zstd": torch.frombuffer(bytearray(data), dtype=torch.uint8)}
 
 
 def _unsqueeze(named: Tensors) -> Tensors:
-    zstandard = _zstandard()
+    zstandard = zstandard_package()
     try:
         data = zstandard.ZstdDecompressor().decompress(named["zstd"].numpy().tobytes(), max_output_size=MOST)
     except zstandard.ZstdError as error:
@@ -187,7 +187,12 @@ def _numbers(planes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return planes.flatten(1).T.reshape(-1).view(dtype).view(planes.shape[1:])
 
 
-def _zstandard() -> Any:
+def zstandard_package() -> Any:
+    """The package zstandard, which is optional.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         import zstandard
     except ImportError as error:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from tenuto.errors import InputError, StoreError, closest
+from tenuto.tiers.codec import zstandard_package
 
 __all__ = ["CODECS", "BlockCodec", "Int8", "Raw", "Zstd", "block_codec"]
 
@@ -91,15 +92,15 @@ class Zstd(BlockCodec):
     LEVEL: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        _zstandard()
+        zstandard_package()
 
     def encode(self, row: Row) -> bytes:
         planes = self._planes(row)
-        frame = _zstandard().ZstdCompressor(level=self.LEVEL).compress(planes[0])
+        frame = zstandard_package().ZstdCompressor(level=self.LEVEL).compress(planes[0])
         return b"".join((LENGTH.pack(len(frame)), frame, *planes[1:]))
 
     def decode(self, data: memoryview, row: Row) -> None:
-        zstandard, unit = _zstandard(), _unit(self.dtype, row)
+        zstandard, unit = zstandard_package(), _unit(self.dtype, row)
         width = unit.itemsize if unit else 1
         try:
             stop = LENGTH.size + LENGTH.unpack_from(data)[0]
@@ -185,14 +186,6 @@ def block_codec(name: str, dtype: str) -> BlockCodec:
     if name not in CODECS:
         raise InputError(f"No codec is called {name!r}.{closest(name, CODECS)}")
     return CODECS[name](dtype=dtype)
-
-
-def _zstandard() -> Any:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise InputError("The codec zstd needs zstandard. Install it: pip install 'tenuto[vllm]'.") from error
-    return zstandard
 
 
 def _unit(dtype: str, row: Row) -> np.dtype[Any] | None:

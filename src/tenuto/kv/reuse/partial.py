@@ -22,7 +22,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from tenuto.errors import AttachError
 from tenuto.kv.reuse.assembler import Layers, Seen
-from tenuto.restoring import put_until
+from tenuto.restoring import attend_by
 
 __all__ = ["run"]
 
@@ -120,8 +120,7 @@ def run(
         for layer in decoder.layers:
             handle = layer.register_forward_pre_hook(here.narrow, with_kwargs=True)
             stack.callback(handle.remove)
-        for config in {id(m.config): m.config for m in decoder.modules() if "config" in vars(m)}.values():
-            put_until(stack, config, "_attn_implementation_internal", NAME)
+        attend_by(stack, decoder, NAME)
         stack.callback(_current.reset, _current.set(here))
         stack.enter_context(suppress(_Nothing))
         decoder(input_ids=tokens[at][None], position_ids=at[None], use_cache=False)
