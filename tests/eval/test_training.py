@@ -15,7 +15,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_trained(folder)[0].state_dict())
 
 
-@pytest.mark.parametrize("attention", ["gqa:kv_heads=2", "mla"])
+@pytest.mark.parametrize("attention", ["mla", "window:window=16"])
 def test_stopped_and_resumed_gives_the_same_bits(
     attention: str, little_text: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import torch
 
+from tenuto.attention import ATTENTIONS, parse, retrofit
+from tenuto.attention.policy import Attention
 from tenuto.errors import InputError, PolicyError, closest
 
 __all__ = ["PLAIN", "SIZES", "Size", "build", "canonical", "is_plain", "parameters", "read_size"]
@@ -167,8 +168,8 @@ def parameters(model: Any) -> int:
 def _maker(attention: str, size: Size, vocabulary: int) -> Callable[[int], Any]:
     """A function from the width of the MLP to a model."""
     if not is_plain(attention):
-        policy, package = _parse(attention), import_module("tenuto.attention")
-        return lambda mlp: package.retrofit(_llama(size, vocabulary, mlp, size.heads), policy)
+        policy = _parse(attention)
+        return lambda mlp: retrofit(_llama(size, vocabulary, mlp, size.heads), policy)
     name, given = attention.partition(":")[0], _option(attention)
     if name == "mla":
         return lambda mlp: _mla(size, vocabulary, mlp, given or size.head * 2)
@@ -196,11 +197,9 @@ def _option(attention: str) -> int | None:
     return int(value)
 
 
-def _parse(attention: str) -> Any:
+def _parse(attention: str) -> Attention:
     """An attention of :mod:`tenuto.attention`."""
-    try:
-        package = import_module("tenuto.attention")
-    except ModuleNotFoundError:
-        name = attention.partition(":")[0]
-        raise PolicyError(f"Unknown attention {name!r}.{closest(name, PLAIN)}") from None
-    return package.parse(attention)
+    name = attention.partition(":")[0]
+    if name not in ATTENTIONS:
+        raise PolicyError(f"Unknown attention {name!r}.{closest(name, [*PLAIN, *ATTENTIONS])}")
+    return parse(attention)

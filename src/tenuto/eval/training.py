@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
-from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from tenuto.attention import load
 from tenuto.errors import InputError, ModelError
 from tenuto.eval.batches import batch_of
 from tenuto.eval.devices import device_words, pick_device
@@ -132,7 +132,7 @@ def load_trained(folder: Path, device: torch.device | str = "cpu") -> tuple[Any,
         if is_plain(log.attention):
             model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
         else:
-            model = import_module("tenuto.attention").load(folder)
+            model = load(folder)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except DAMAGED as error:
         raise ModelError(f"The model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
@@ -279,10 +279,7 @@ class _Trainer:
     def _finish(self) -> TrainingLog:
         """The model, then its tokenizer, then the log that says it is finished; then the checkpoint goes."""
         self.out.mkdir(parents=True, exist_ok=True)
-        if is_plain(self.log.attention):
-            self.model.save_pretrained(self.out)
-        else:
-            import_module("tenuto.attention").save(self.model, self.out)
+        self.model.save_pretrained(self.out)
         self.text.tokenizer.save_pretrained(self.out)
         self._write_log(self.log.steps)
         (self.out / CHECKPOINT).unlink(missing_ok=True)
