@@ -55,7 +55,7 @@ SIZES = {
     size.name: size
     for size in (
         Size(name="tiny", layers=2, width=32, heads=4, mlp=96, context=64, batch=4, steps=20, rate=3e-3),
-        Size(name="cpu", layers=4, width=192, heads=6, mlp=512, context=256, batch=8, steps=800, rate=3e-3),
+        Size(name="cpu", layers=4, width=192, heads=6, mlp=512, context=512, batch=4, steps=800, rate=3e-3),
         Size(name="gpu", layers=12, width=768, heads=12, mlp=2048, context=2048, batch=16, steps=4000, rate=6e-4),
     )
 }
