@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -129,10 +129,11 @@ def load_trained(folder: Path, device: torch.device | str = "cpu") -> tuple[Any,
     if not log.finished:
         raise ModelError(f"{folder} is at step {log.done} of {log.steps}. Go on with: tenuto train mini-lm.")
     try:
-        if is_plain(log.attention):
-            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-        else:
-            model = load(folder)
+        with _quiet():
+            if is_plain(log.attention):
+                model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+            else:
+                model = load(folder)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except DAMAGED as error:
         raise ModelError(f"The model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
@@ -279,11 +280,24 @@ class _Trainer:
     def _finish(self) -> TrainingLog:
         """The model, then its tokenizer, then the log that says it is finished; then the checkpoint goes."""
         self.out.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(self.out)
+        with _quiet():
+            self.model.save_pretrained(self.out)
         self.text.tokenizer.save_pretrained(self.out)
         self._write_log(self.log.steps)
         (self.out / CHECKPOINT).unlink(missing_ok=True)
         return self._told(self.log.steps)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars for files."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _groups(model: Any) -> Iterator[dict[str, Any]]:
