@@ -12,7 +12,12 @@ from tenuto.attention.policy import Heads
 from tenuto.errors import AttachError, InputError, ModelError, PolicyError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TEXTS = ["window:window=8,sinks=2", "window:window=5,sinks=0"]
+TEXTS = [
+    "fastmka:horizons=2,shortest=2,longest=40,bottleneck=8",
+    "short_conv",
+    "window:window=8,sinks=2",
+    "window:window=5,sinks=0",
+]
 LONG = 61  # tokens: odd, and longer than any window, chunk or stride above
 
 every = pytest.mark.parametrize("text", TEXTS)

@@ -2,7 +2,21 @@
 
 from tenuto.attention.attach import added, attention_of, load, retrofit, watch
 from tenuto.attention.cache import held
+from tenuto.attention.fastmka import FastMKA
 from tenuto.attention.named import ATTENTIONS, parse
+from tenuto.attention.short_conv import ShortConv
 from tenuto.attention.window import Window
 
-__all__ = ["ATTENTIONS", "Window", "added", "attention_of", "held", "load", "parse", "retrofit", "watch"]
+__all__ = [
+    "ATTENTIONS",
+    "FastMKA",
+    "ShortConv",
+    "Window",
+    "added",
+    "attention_of",
+    "held",
+    "load",
+    "parse",
+    "retrofit",
+    "watch",
+]
