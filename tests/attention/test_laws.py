@@ -12,7 +12,15 @@ from tenuto.attention.policy import Heads
 from tenuto.errors import AttachError, InputError, ModelError, PolicyError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TEXTS = ["window:window=8,sinks=2", "window:window=5,sinks=0"]
+TEXTS = [
+    "window:window=8,sinks=2",
+    "window:window=5,sinks=0",
+    "pi:window=8,stride=3,sinks=2",
+    "pi:window=5,stride=7,sinks=0,coprime=true,phases=true",
+    "pi:window=4,stride=3,variant=log,phases=true",
+    "pi:window=6,stride=4,last=3,coprime=true,sinks=2",
+    "pi:window=5,stride=9,variant=single,sinks=3",
+]
 LONG = 61  # tokens: odd, and longer than any window, chunk or stride above
 
 every = pytest.mark.parametrize("text", TEXTS)

@@ -3,6 +3,7 @@
 from tenuto.attention.attach import added, attention_of, load, retrofit, watch
 from tenuto.attention.cache import held
 from tenuto.attention.named import ATTENTIONS, parse
+from tenuto.attention.pi import PiAttention
 from tenuto.attention.window import Window
 
-__all__ = ["ATTENTIONS", "Window", "added", "attention_of", "held", "load", "parse", "retrofit", "watch"]
+__all__ = ["ATTENTIONS", "PiAttention", "Window", "added", "attention_of", "held", "load", "parse", "retrofit", "watch"]

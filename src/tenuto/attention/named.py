@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from tenuto.attention.pi import PiAttention
 from tenuto.attention.policy import Attention
 from tenuto.attention.window import Window
 from tenuto.errors import PolicyError, closest
 
 __all__ = ["ATTENTIONS", "parse"]
 
-ATTENTIONS: dict[str, type[Attention]] = {cls.name: cls for cls in (Window,)}
+ATTENTIONS: dict[str, type[Attention]] = {cls.name: cls for cls in (PiAttention, Window)}
 
 
 def parse(given: str) -> Attention:
