@@ -68,9 +68,8 @@ class PiAttention(Attention):
             raise PolicyError(f"stride={self.stride} is not allowed: a stride is 1 or more. For none use `window`.")
         for given, allowed in ((self.variant, VARIANTS), (self.backend, BACKENDS)):
             if given not in allowed:
-                raise PolicyError(
-                    f"pi does not know {given!r}: give one of {', '.join(allowed)}.{closest(given, allowed)}"
-                )
+                raise PolicyError(f"pi does not know {given!r}.{closest(given, allowed)}")
+
         if self.last and self.variant != "multiples":
             raise PolicyError(f"last={self.last} was given with variant={self.variant}. It belongs to multiples.")
         if self.variant == "single" and self.stride < self.window:
