@@ -21,6 +21,11 @@ TEXTS = [
     "mka:window=7,sinks=2,chunk=4,recall=2,horizons=0,session=false",
     "fastmka:horizons=2,shortest=2,longest=40,bottleneck=8",
     "short_conv",
+    "pi:window=8,stride=3,sinks=2",
+    "pi:window=5,stride=7,sinks=0,coprime=true,phases=true",
+    "pi:window=4,stride=3,variant=log,phases=true",
+    "pi:window=6,stride=4,last=3,coprime=true,sinks=2",
+    "pi:window=5,stride=9,variant=single,sinks=3",
 ]
 LONG = 61  # tokens: odd, and longer than any window, chunk or stride above
 

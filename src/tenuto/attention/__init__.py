@@ -5,6 +5,7 @@ from tenuto.attention.cache import held
 from tenuto.attention.fastmka import FastMKA
 from tenuto.attention.mka import MKA, keep_far
 from tenuto.attention.named import ATTENTIONS, parse
+from tenuto.attention.pi import PiAttention
 from tenuto.attention.short_conv import ShortConv
 from tenuto.attention.window import Window
 
@@ -12,6 +13,7 @@ __all__ = [
     "ATTENTIONS",
     "MKA",
     "FastMKA",
+    "PiAttention",
     "ShortConv",
     "Window",
     "added",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tenuto.attention.fastmka import FastMKA
 from tenuto.attention.mka import MKA
+from tenuto.attention.pi import PiAttention
 from tenuto.attention.policy import Attention
 from tenuto.attention.short_conv import ShortConv
 from tenuto.attention.window import Window
@@ -11,7 +12,7 @@ from tenuto.errors import PolicyError, closest
 
 __all__ = ["ATTENTIONS", "parse"]
 
-ATTENTIONS: dict[str, type[Attention]] = {cls.name: cls for cls in (FastMKA, MKA, ShortConv, Window)}
+ATTENTIONS: dict[str, type[Attention]] = {cls.name: cls for cls in (FastMKA, MKA, PiAttention, ShortConv, Window)}
 
 
 def parse(given: str) -> Attention:
