@@ -21,7 +21,7 @@ from tenuto.errors import AttachError, InputError
 from tenuto.kv.attach import give_caches, take_over
 from tenuto.kv.models import find_layout
 from tenuto.kv.offload.pool import Pool
-from tenuto.kv.placements.affinity import Affinity
+from tenuto.kv.placements.affinity import NAME, Affinity
 from tenuto.kv.placements.cache import ShardedCache
 from tenuto.kv.placements.exchange import Exchange, Local
 from tenuto.kv.placements.mesh import DataParallel, Replicated
@@ -199,7 +199,7 @@ def shard(
     pool = Pool(tier or HostTier(2**62), None) if demotes else None
     run = ShardedRun(model, Plan(placement, count, selector, measure, exchange, schedule, pool, coded, recent))
     if isinstance(selector, Affinity):
-        selector.profile.check("affinity", fingerprint(run.layout.decoder))
+        selector.profile.check(NAME, fingerprint(run.layout.decoder))
     name = f"{type(model).__name__} {fingerprint(run.layout.decoder)}"
     exchange.agree(f"{name} with {placement}, {selector}, {schedule}, {coded} but {recent}, {count} shards")
     with ExitStack() as stack:
