@@ -305,3 +305,43 @@ def moe(
         click.echo(json.dumps([run.row() for run in runs], indent=1, allow_nan=False))
     else:
         wide_console().print(moe_table(runs))
+
+
+@bench.command()
+@click.argument("folders", nargs=-1, required=True, type=FOLDER, metavar="FOLDER...")
+@click.option("--windows", default=48, show_default=True, type=click.IntRange(1), help="Of held-out text.")
+@click.option("--rows", default=64, show_default=True, type=click.IntRange(1), help="Of recall, per context.")
+@click.option(
+    "--context", default="1024,2048,4096,8192,16384,32768", show_default=True, help="Where decoding is timed."
+)
+@click.option("--repeats", default=16, show_default=True, type=click.IntRange(1), help="Tokens decoded at each.")
+@click.option("--baseline", default="mha", show_default=True, help="Attentions to compare with, apart by semicolons.")
+@device_option
+@click.option("--out", required=True, type=FOLDER, help="Folder for records; the same command goes on after a stop.")
+@json_option
+def attention(
+    folders: tuple[Path, ...],
+    windows: int,
+    rows: int,
+    context: str,
+    repeats: int,
+    baseline: str,
+    device: str,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Compare models that `tenuto train mini-lm` trained with different attentions: bits per byte, recall, cost."""
+    import json
+
+    from tenuto.eval.attentiontable import attention_tables
+    from tenuto.eval.kvjob import read_lengths
+    from tenuto.eval.tasks.attention import AttentionJob
+    from tenuto.eval.tasks.attention import bench as measure
+
+    job = AttentionJob(windows=windows, rows=rows, contexts=read_lengths(context), repeats=repeats)
+    runs = measure(folders, out, job, device=device, command=command())
+    if as_json:
+        click.echo(json.dumps([run.row() for run in runs], indent=1, allow_nan=False))
+    else:
+        click.echo(attention_tables(runs, baseline.split(";")))
+    click.echo(f"Records: {out} (now: tenuto report {shlex.quote(str(out))})", err=as_json)

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from tenuto import catalog
 from tenuto.budget import MemoryBudget
 from tenuto.errors import InputError, closest
+from tenuto.eval.intervals import mean_interval
 from tenuto.eval.language import LanguageModel, check_length
-from tenuto.eval.quality import mean_interval
 from tenuto.eval.records import file_name, write_record
 from tenuto.eval.speed import synchronise
 from tenuto.eval.tasks.redundant import KINDS, compose

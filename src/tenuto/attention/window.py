@@ -1,0 +1,140 @@
+"""Window: the first few tokens and the last ones, and nothing in between; the baseline that any memory has to beat.
+
+Attention sinks and a sliding window (StreamingLLM, https://arxiv.org/abs/2309.17453), at original positions. It adds no
+parameters. The cache holds ``sinks + window - 1`` tokens however long the text is; what has left the window is gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from tenuto.attention.policy import Attention, Call, Heads, Shape, State
+from tenuto.errors import PolicyError
+
+__all__ = ["Window", "WindowHeads", "WindowState", "joined"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window(Attention):
+    """Sliding window with sinks.
+
+    Attributes:
+        window: tokens a query sees, itself included; sinks: first tokens of a row that all see.
+
+    Raises:
+        PolicyError: window below 1 or sinks below 0.
+    """
+
+    window: int = 256
+    sinks: int = 4
+
+    name: ClassVar[str] = "window"
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.sinks < 0:
+            raise PolicyError(f"{self} is not allowed: window is 1 or more, sinks 0 or more.")
+
+    def build(self, shape: Shape) -> WindowHeads:
+        """The module for one layer; a window longer than the model's context is refused."""
+        if self.window > shape.context:
+            raise PolicyError(f"window={self.window} is longer than the model's context of {shape.context}. Give less.")
+        return WindowHeads(self, shape)
+
+
+@dataclass(slots=True, eq=False)
+class WindowState(State):
+    """Rotated keys and values: of the sinks, filled from the left, and of the last columns.
+
+    Attributes:
+        sink_k, sink_v: ``[batch, kv_heads, sinks, head_dim]``; k, v: ``[batch, kv_heads, columns, head_dim]``.
+    """
+
+    sink_k: torch.Tensor | None = None
+    sink_v: torch.Tensor | None = None
+    k: torch.Tensor | None = None
+    v: torch.Tensor | None = None
+
+
+class WindowHeads(Heads):
+    """The window of one layer: in blocks of queries, so that time and memory grow with ``tokens * window``."""
+
+    def __init__(self, attention: Window, shape: Shape) -> None:
+        super().__init__()
+        self.window, self.sinks, self.shape = attention.window, attention.sinks, shape
+
+    def state(self) -> WindowState:
+        """An empty state."""
+        return WindowState()
+
+    def forward(self, call: Call, state: State | None) -> torch.Tensor:
+        """See :class:`Heads`."""
+        if state is not None and not isinstance(state, WindowState):
+            raise TypeError("a state of another attention")
+        q, k = call.normalise(call.q, call.k)
+        q, k = call.rotate(q, call.number), call.rotate(k, call.number)
+        past = state or WindowState()
+        keys, values = joined(past.k, k), joined(past.v, call.v)
+        number = call.number[:, :1] + torch.arange(keys.shape[2], device=q.device) - (keys.shape[2] - k.shape[2])
+        sink_k, sink_v = self._sinks(past.sink_k, k, call.number), self._sinks(past.sink_v, call.v, call.number)
+        out, old = [], keys.shape[2] - k.shape[2]
+        for start in range(0, q.shape[2], self.window):
+            stop = min(start + self.window, q.shape[2])
+            low = max(old + start - self.window + 1, 0)
+            part = slice(low, old + stop)
+            asked = call.number[:, start:stop]
+            seen = number[:, None, part]
+            near = (seen <= asked[..., None]) & (seen > asked[..., None] - self.window) & (seen >= self.sinks)
+            first = torch.arange(self.sinks, device=q.device) <= asked[..., None]
+            mask = torch.cat([first, near], -1)[:, None]
+            mask = mask | ~mask.any(-1, keepdim=True)  # padding attends to anything, and nobody looks
+            out.append(
+                nn_attention(
+                    q[:, :, start:stop],
+                    torch.cat([sink_k, keys[:, :, part]], 2),
+                    torch.cat([sink_v, values[:, :, part]], 2),
+                    mask,
+                    call.scale,
+                )
+            )
+        if state is not None:
+            kept = keys.shape[2] - min(keys.shape[2], self.window - 1)
+            state.k, state.v = keys[:, :, kept:].clone(), values[:, :, kept:].clone()
+            state.sink_k, state.sink_v = sink_k, sink_v
+        return torch.cat(out, 2)
+
+    def _sinks(self, held: torch.Tensor | None, new: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+        return first_tokens(held, new, number, self.sinks)
+
+    def formula(self, tokens: int, itemsize: int) -> dict[str, int]:
+        """``2 kv_heads head_dim itemsize (sinks + min(tokens, window - 1))``."""
+        entry = 2 * self.shape.kv_heads * self.shape.head_dim * itemsize
+        return {"device": entry * (self.sinks + min(tokens, self.window - 1))}
+
+
+def joined(held: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
+    """Earlier columns and new ones, ``[batch, kv_heads, columns, head_dim]``."""
+    return new if held is None else torch.cat([held, new], 2)
+
+
+def first_tokens(held: torch.Tensor | None, new: torch.Tensor, number: torch.Tensor, count: int) -> torch.Tensor:
+    """The tokens 0 to ``count - 1`` of each row ``[batch, kv_heads, count, head_dim]``, zero where they are to come.
+
+    Args:
+        held: what earlier calls gave, None at first; new: ``[batch, kv_heads, tokens, head_dim]``; number:
+            ``[batch, tokens]``.
+    """
+    place = torch.arange(count, device=new.device)[None] - number[:, :1]  # column of each in this call [batch, count]
+    here = (place >= 0) & (place < new.shape[2])
+    index = place.clamp(0, new.shape[2] - 1)[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
+    found = new.gather(2, index) * here[:, None, :, None].to(new.dtype)
+    return found if held is None else held + found
+
+
+def nn_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+    """Attention under a boolean mask ``[batch, 1, queries, keys]``, True where it may look."""
+    return torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
