@@ -5,9 +5,10 @@
 Real text, teacher-forced; every text is one row. A mixture of experts is measured as it is. A dense model (SmolLM2)
 becomes a mixture of 16 experts per layer (an exact partition of its MLPs, tenuto.eval.moe); ``--top-k 16`` leaves its
 output what it was, fewer change it, and the reference is always the same model reading everything, in one plain forward
-pass. Texts are prose, or with ``--held-out`` documents that models of ``tenuto train mini-lm`` were not trained on. ``--keep`` counts all tokens read, sinks and window
-too. Each placement reads the context once; every selector starts from a copy. KL is the mean Kullback-Leibler
-divergence from the reference's distributions, in nats: far less noisy than perplexity on so few tokens.
+pass. Texts are prose, or with ``--held-out`` documents that models of ``tenuto train mini-lm`` were not trained on.
+``--keep`` counts all tokens read, sinks and window too. Each placement reads the context once; every selector starts
+from a copy. KL is the mean Kullback-Leibler divergence from the reference's distributions, in nats: far less noisy than
+perplexity on so few tokens.
 """
 
 from __future__ import annotations
