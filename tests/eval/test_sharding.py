@@ -53,15 +53,15 @@ def test_calibrate_then_measure_pairs(tiny_language: Path, tmp_path: Path) -> No
 
 def test_codecs_and_schedules_show_in_the_books(tiny_language: Path) -> None:
     words = ["--model", tiny_language, *SHORT[:4], "--page", 4, "--ranks", 1, "--context", 200, "--json"]
-    plain, coded, below, lossy = (
-        json.loads(tenuto("bench", "moe", *words, *more).stdout)[1]
+    runs = [
+        json.loads(tenuto("bench", "moe", *words, *more).stdout)[1:]
         for more in (
-            [],
-            ["--codec", "int8"],
+            ["--codec", "raw,int8"],
             ["--resident", 0.4],
             ["--resident", 0.4, "--lossy", "--utility", "streaming_llm"],
         )
-    )
+    ]
+    (plain, coded), (below,), (lossy,) = runs
     assert coded["policy"] == "round_robin, all, int8" and coded["bytes_held"][0] < 0.8 * plain["bytes_held"][0]
     assert below["pages_fetched"] > 0 and below["stall_s"] > 0 and below["bytes_below"][0] > 0
     assert below["logit_gap"] < 1e-4 and below["dropped"] == 0
@@ -78,5 +78,7 @@ def test_a_rank_that_fails_is_named(tmp_path: Path) -> None:
         ShardingJob(model="x", placements=("round",))
     with pytest.raises(InputError, match="centroid"):
         ShardingJob(model="x", selectors=("centroids",))
+    with pytest.raises(InputError, match="int4"):
+        ShardingJob(model="x", codecs=("int3",))
     with pytest.raises(InputError, match="tenuto calibrate moe"):
         ShardingJob(model="x", selectors=("affinity",))

@@ -266,7 +266,7 @@ def moe(
 ) -> None:
     """Read texts with a KV cache sharded over processes, against the model's own cache.
 
-    Placements and selectors may be lists, for example centroid,router: every pair is measured.
+    Placements, selectors and codecs may be lists, for example centroid,router: everything is measured with everything.
     """
     import json
 
@@ -284,7 +284,7 @@ def moe(
         window=window,
         profile=str(profile.absolute()) if profile else None,
         page=page,
-        codec=codec,
+        codecs=tuple(codec.split(",")),
         resident=resident,
         utility=utility,
         lossy=lossy,

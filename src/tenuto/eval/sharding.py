@@ -15,12 +15,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from tenuto.errors import InputError, StoreError, closest
 from tenuto.eval.moerun import BASELINE, MoeRun
+from tenuto.tiers.codec import PageCodec
 
 __all__ = ["FITTED", "PLACEMENTS", "SELECTORS", "ShardingJob", "as_mixture", "measure"]
 
@@ -37,9 +39,10 @@ class ShardingJob:
 
     Attributes:
         model: a name or folder of a language model; ranks: processes.
-        placements, selectors: names of ``PLACEMENTS`` and ``SELECTORS``, every pair is measured.
+        placements, selectors, codecs: names of ``PLACEMENTS`` and ``SELECTORS``, and codecs of old pages; everything
+            is measured with everything.
         keep, window: of selectors; profile: file of ``affinity``'s profile, which needs one.
-        page: tokens per page; codec: of old pages.
+        page: tokens per page.
         resident, utility, lossy: of the schedule; resident 1: there is none.
         context, tokens: of the texts, and after them; rows: texts.
         experts, top_k: a dense model becomes a mixture of so many experts; 0: it stays as it is.
@@ -49,11 +52,11 @@ class ShardingJob:
     ranks: int = 2
     placements: tuple[str, ...] = ("round_robin",)
     selectors: tuple[str, ...] = ("all",)
+    codecs: tuple[str, ...] = ("raw",)
     keep: float = 0.125
     window: int = 32
     profile: str | None = None
     page: int = 16
-    codec: str = "raw"
     resident: float = 1.0
     utility: str = "lru"
     lossy: bool = False
@@ -71,6 +74,8 @@ class ShardingJob:
             for name in given:
                 if name not in known:
                     raise InputError(f"There is no {kind} {name!r}.{closest(name, known)}")
+        for name in self.codecs:
+            PageCodec.parse(name)
         if "affinity" in self.selectors and self.profile is None:
             raise InputError("The selector affinity needs a profile. Make one with: tenuto calibrate moe --out FILE.")
 
@@ -199,13 +204,13 @@ def rank_main(job: ShardingJob) -> list[MoeRun]:
     demoted = Schedule(resident=job.resident, utility=job.utility, lossy=job.lossy) if job.resident < 1 else None
     selectors = _selectors(job)
     for name in job.placements:
-        for chosen, selector in selectors.items():
+        for (chosen, selector), codec in product(selectors.items(), job.codecs):
             placed = _placement(name, job.page)
-            with shard(model, placed, mesh=mesh, selector=selector, schedule=demoted, codec=job.codec) as run:
+            with shard(model, placed, mesh=mesh, selector=selector, schedule=demoted, codec=codec) as run:
                 logits, speed = _forced(model, run.cache(), ids, job)
                 facts = run.summary()
             told: dict[str, Any] = {"perplexity": _perplexity(logits, ids, job), "tokens_per_s": speed, **_facts(facts)}
-            told |= {"codec": job.codec, "schedule": job.schedule}
+            told |= {"codec": codec, "schedule": job.schedule}
             found.append(MoeRun(placement=name, selector=chosen, **told, **_apart(plain, logits), **shared))
     return found
 
@@ -273,6 +278,6 @@ def _facts(facts: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    lists = {name: tuple(given[name]) for name in ("placements", "selectors")}
+    lists = {name: tuple(given[name]) for name in ("placements", "selectors", "codecs")}
     result = [asdict(run) for run in rank_main(ShardingJob(**{**given, **lists}))]
     (Path(sys.argv[2]) / f"{os.environ['RANK']}.json").write_text(json.dumps(result))
