@@ -8,11 +8,12 @@ from statistics import median
 from rich.table import Table
 
 from tenuto.eval.kvrun import KVRun, Score
+from tenuto.eval.moerun import MoeRun
 from tenuto.eval.prompting import PromptRow
 from tenuto.eval.run import Run, Timing
 from tenuto.eval.storing import StoreRow
 
-__all__ = ["kv_table", "prompt_cells", "prompt_table", "shadow_table", "store_table", "table"]
+__all__ = ["kv_table", "moe_table", "prompt_cells", "prompt_table", "shadow_table", "store_table", "table"]
 
 MEBI = 2**20
 DASH = "-"
@@ -142,6 +143,43 @@ def prompt_cells(row: PromptRow) -> tuple[str, ...]:
 
 def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
     return f"{value:+.3f}" + (f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else "")
+
+
+def moe_table(runs: Sequence[MoeRun]) -> Table:
+    """One row per placement and selector; bytes are the largest of all ranks."""
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("placement, selector", no_wrap=True)
+    titles = (
+        "perplexity",
+        "KL",
+        "logits off",
+        "read",
+        "dropped",
+        "MiB",
+        "below",
+        "sent",
+        "tokens/s",
+        "stall s",
+        "load",
+    )
+    for title in titles:
+        shown.add_column(title, justify="right")
+    for run in runs:
+        shown.add_row(
+            run.policy,
+            f"{run.perplexity:.3f}",
+            f"{run.kl:.4f}",
+            f"{run.logit_gap:.1e}",
+            f"{run.read:.1%}",
+            _number(run.dropped, ".3f"),
+            _size(max(run.bytes_held)),
+            _size(max(run.bytes_below, default=0)),
+            f"{run.sent:,.0f} B",
+            f"{run.tokens_per_s:.1f}",
+            f"{run.stall_s:.2f}",
+            f"{run.balance:.2f}",
+        )
+    return shown
 
 
 def store_table(rows: Sequence[StoreRow]) -> Table:

@@ -34,6 +34,8 @@ __all__ = ["LOG", "Training", "TrainingLog", "load_trained", "read_log", "train"
 
 LOG, CHECKPOINT = "training.json", "checkpoint.pt"
 WARM_UP, FLOOR, CLIP, DECAY = 0.05, 0.1, 1.0, 0.1
+BALANCE = 0.01
+"""What a mixture's loss has of the load balancing loss of its routers."""
 EVERY = 100
 """Steps between two checkpoints."""
 
@@ -198,6 +200,8 @@ class _Trainer:
         self.model = build(log.attention, size, text.pieces, log.seed).to(device).train()
         self.log = TrainingLog(**{**asdict(log), "parameters": parameters(self.model)})
         self.optimiser = torch.optim.AdamW(_groups(self.model), lr=size.rate, betas=(0.9, 0.95))
+        mixture = getattr(self.model.config, "num_experts", 0)
+        self.routed = {"output_router_logits": True} if mixture else {}
         self.losses: list[float] = []
         self.seconds: list[float] = []
         self.cpu_seconds: list[float] = []
@@ -227,10 +231,10 @@ class _Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = self.size.rate * _schedule(step, self.log.steps)
         with _precision(self.device):
-            logits = self.model(input_ids=batch[:, :-1], use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
+            told = self.model(input_ids=batch[:, :-1], use_cache=False, **self.routed)
+        loss = torch.nn.functional.cross_entropy(told.logits.float().flatten(0, 1), batch[:, 1:].flatten())
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + BALANCE * told.aux_loss if self.routed else loss).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimiser.step()
         return float(loss.detach())
