@@ -15,10 +15,13 @@ from typing import Any
 from tenuto.errors import InputError
 from tenuto.eval.records import file_name, read_record, write_record
 
-__all__ = ["KV_FILES", "Run", "Timing", "read_runs", "run_files", "write_run"]
+__all__ = ["KV_FILES", "PROMPT_FILES", "Run", "Timing", "read_runs", "run_files", "write_run"]
 
 KV_FILES = "kv-"
 """How the names of the KV family's records begin (:mod:`tenuto.eval.kvrun`)."""
+
+PROMPT_FILES = "prompt-"
+"""How the names of the prompt family's records begin (:mod:`tenuto.eval.promptrun`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +117,8 @@ def _from(raw: dict[str, Any]) -> Run:
 
 
 def run_files(folder: Path) -> list[Path]:
-    """The files of Runs in a folder; the KV family's are others."""
-    return [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(KV_FILES)]
+    """The files of Runs in a folder; the KV and the prompt family's are others."""
+    return [path for path in sorted(folder.glob("*.json")) if not path.name.startswith((KV_FILES, PROMPT_FILES))]
 
 
 def read_runs(folder: Path) -> list[Run]:

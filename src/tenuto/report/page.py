@@ -11,9 +11,11 @@ from markupsafe import Markup
 
 from tenuto.errors import InputError
 from tenuto.eval.kvrun import KVRun, read_kv_runs
-from tenuto.eval.run import KV_FILES, Run, read_runs
+from tenuto.eval.promptrun import PromptRun, read_prompt_runs
+from tenuto.eval.run import Run, read_runs, run_files
 from tenuto.report.images_page import images_part
 from tenuto.report.kv_page import kv_part
+from tenuto.report.prompt_page import prompt_part
 
 __all__ = ["FILE_NAME", "write_report"]
 
@@ -29,15 +31,15 @@ def _text(name: str) -> str:
     return files("tenuto.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _records(folder: Path) -> tuple[list[Run], list[KVRun]]:
-    kv_runs = read_kv_runs(folder)
-    others = [path for path in folder.glob("*.json") if not path.name.startswith(KV_FILES)]
-    if not (kv_runs or others):
+def _records(folder: Path) -> tuple[list[Run], list[KVRun], list[PromptRun]]:
+    kv_runs, prompt_runs = read_kv_runs(folder), read_prompt_runs(folder)
+    others = run_files(folder)
+    if not (kv_runs or prompt_runs or others):
         raise InputError(
-            f"{folder} holds no Run records (*.json). Run `tenuto bench diffusion` or `tenuto bench kv` with "
-            f"--out {folder} first."
+            f"{folder} holds no Run records (*.json). Run `tenuto bench diffusion`, `tenuto bench kv` or `tenuto bench "
+            f"prompt` with --out {folder} first."
         )
-    return (read_runs(folder) if others else []), kv_runs
+    return (read_runs(folder) if others else []), kv_runs, prompt_runs
 
 
 def _render(folder: Path) -> str:
@@ -45,8 +47,10 @@ def _render(folder: Path) -> str:
         loader=FunctionLoader(_text), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["breakable"] = _breakable
-    runs, kv_runs = _records(folder)
-    parts = ([images_part(runs, folder)] if runs else []) + ([kv_part(kv_runs)] if kv_runs else [])
+    runs, kv_runs, prompt_runs = _records(folder)
+    parts = [images_part(runs, folder)] if runs else []
+    parts += [kv_part(kv_runs)] if kv_runs else []
+    parts += [prompt_part(prompt_runs)] if prompt_runs else []
     level = 1 + len(parts)  # of the headings: below the page's, or below the part's
     for part in parts:
         html = environment.get_template(f"{part['id']}.html").render(part={**part, "level": level})
@@ -69,8 +73,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     """Write one self-contained HTML page about the records in a folder.
 
     Args:
-        folder: holds the records (``*.json``) and the pictures they name. Records of images and of KV caches
-            (``kv-*.json``) become two parts of the page.
+        folder: holds the records (``*.json``) and the pictures they name. Records of images, of KV caches
+            (``kv-*.json``) and of prompts (``prompt-*.json``) become parts of the page.
         out: the file to write; ``folder/tenuto-report.html`` if None. An existing file is replaced.
 
     Returns:
