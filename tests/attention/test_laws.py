@@ -7,7 +7,7 @@ import torch
 from retrofitted import plain, stir, tokens
 from transformers import DynamicCache
 
-from tenuto.attention import ATTENTIONS, held, load, parse, retrofit
+from tenuto.attention import attentions, held, load, parse, retrofit
 from tenuto.attention.policy import Heads
 from tenuto.errors import AttachError, InputError, ModelError, PolicyError
 
@@ -33,7 +33,7 @@ every = pytest.mark.parametrize("text", TEXTS)
 
 
 def test_every_attention_is_tested() -> None:
-    assert {text.split(":")[0] for text in TEXTS} == set(ATTENTIONS)
+    assert {text.split(":")[0] for text in TEXTS} == set(attentions())
 
 
 def made(text: str, architecture: str = "llama") -> torch.nn.Module:
@@ -129,7 +129,7 @@ def test_saved_and_loaded(text: str, tmp_path) -> None:
     with torch.no_grad():
         assert torch.equal(model(ids).logits, again(ids).logits)
     with pytest.raises(ModelError, match="was trained with"):
-        load(tmp_path, ATTENTIONS["window"](window=77))
+        load(tmp_path, attentions()["window"](window=77))
 
 
 @every

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tenuto.attention import ATTENTIONS, parse, retrofit
+from tenuto.attention import attentions, parse, retrofit
 from tenuto.attention.policy import Attention
 from tenuto.errors import InputError, PolicyError, closest
 
@@ -232,6 +232,6 @@ def _option(attention: str) -> int | None:
 def _parse(attention: str) -> Attention:
     """An attention of :mod:`tenuto.attention`."""
     name = attention.partition(":")[0]
-    if name not in ATTENTIONS:
-        raise PolicyError(f"Unknown attention {name!r}.{closest(name, [*PLAIN, *ATTENTIONS])}")
+    if name not in attentions():
+        raise PolicyError(f"Unknown attention {name!r}.{closest(name, [*PLAIN, *attentions()])}")
     return parse(attention)
