@@ -7,13 +7,15 @@ many bytes as plain attention. Here each level holds less than what it stands fo
     local      the first ``sinks`` tokens and a sliding window; the window begins at a chunk, so it is ``window`` to
                ``window + chunk - 1`` tokens long and nothing falls between it and the summaries
     session    one learned pooled key and value per chunk that has left the window, ``kbar = sum_t a_t k_t``,
-               ``a = softmax_t(u k_t + p_t)``; and, over these, running means at ``horizons`` learned decays
+               ``a = softmax_t(u k_t + p_t)``, all of them together weighing the same however many they are; and, over
+               these, running means at ``horizons`` learned decays
     long-term  the ``recall`` chunks whose summaries answer the query best, in full, from an archive on the host, on
                disk or on a server, there quantised if asked (:func:`keep_far`); their summaries then stand back
 
 All of it is one softmax, with a learned bias per head and level and a learned term in the query, ``b + w q``: that is
-the router, and it decides per query. With ``recall`` enough for all chunks, original positions and no running means it
-is full attention; without session and recall it is the window; a text no longer than the window is plain attention.
+the router, and it decides per query. A summary's logit is also less by the logarithm of their number, so that four times
+the text does not draw four times the attention. With ``recall`` enough for all chunks, original positions and no running
+means it is full attention; without session and recall the window; a text within the window is plain attention.
 
 Positions: with ``original=false`` whatever has left the window is attended to as if it stood at the window's edge
 (unrotated keys under a query rotated by ``window``), so that no distance appears which training did not have. With
@@ -130,8 +132,8 @@ class MKAHeads(Heads):
     """MKA's attention of one layer.
 
     Parameters, zero at first but where said: ``pool_key`` u and ``pool_place`` p per KV head; ``bias`` b per head of
-    session, means and recalled, the first at ``log(chunk)``, so that a summary counts like its tokens; ``route`` w per
-    head and level; ``decay``, the logarithm of the horizons in chunks.
+    session, means and recalled, the first at ``log(window)``: all summaries count like a window; ``route`` w per head
+    and level; ``decay``, the logarithm of the horizons in chunks.
     """
 
     def __init__(self, attention: MKA, shape: Shape) -> None:
@@ -143,7 +145,7 @@ class MKAHeads(Heads):
             self.pool_key = nn.Parameter(torch.zeros(shape.kv_heads, shape.head_dim), requires_grad=learned)
             self.pool_place = nn.Parameter(torch.zeros(shape.kv_heads, attention.chunk), requires_grad=learned)
             bias = torch.zeros(3, shape.heads)
-            bias[0] = math.log(attention.chunk)
+            bias[0] = math.log(attention.window)
             used = [attention.session, attention.horizons > 0, attention.recall > 0]
             self.rows = {name: sum(used[:i]) for i, name in enumerate(("session", "means", "recalled")) if used[i]}
             self.bias = nn.Parameter(bias[torch.tensor(used)])
@@ -288,7 +290,8 @@ class MKAHeads(Heads):
             read = _chosen(view.archive, chosen, best > NEVER, chunks)
             levels.append(_recalled(far, self._bias("recalled", q), *read))
         if self.attention.session:
-            logits = plain + self._bias("session", q)
+            among = exposed.clamp(min=1).to(q.dtype).log()[:, None, None, :, None]
+            logits = plain + self._bias("session", q) - among
             logits = logits.masked_fill(recalled[:, :, None], NEVER)
             levels.append(Level("session", logits, lambda w: torch.einsum("bhgqk,bhkd->bhgqd", w, sum_v)))
         if self.attention.horizons:
