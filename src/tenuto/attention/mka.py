@@ -12,9 +12,9 @@ many bytes as plain attention. Here each level holds less than what it stands fo
     long-term  the ``recall`` chunks whose summaries answer the query best, in full, from an archive on the host, on
                disk or on a server, there quantised if asked (:func:`keep_far`); their summaries then stand back
 
-All of it is one softmax, with a learned bias per head and level and a learned term in the query, ``b + w q``: that is
-the router, and it decides per query. A summary's logit is also less by the logarithm of their number, so that four times
-the text does not draw four times the attention. With ``recall`` enough for all chunks, original positions and no running
+All of it is one softmax, with a learned bias per head and level and a learned term in the query, ``b + w q``: that
+is the router, and it decides per query. A summary's logit is also less by the logarithm of their number: four times the
+text does not draw four times the attention. With ``recall`` enough for all chunks, original positions and no running
 means it is full attention; without session and recall the window; a text within the window is plain attention.
 
 Positions: with ``original=false`` whatever has left the window is attended to as if it stood at the window's edge
