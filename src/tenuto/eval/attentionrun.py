@@ -123,6 +123,11 @@ class Group:
     attention: str
     runs: tuple[AttentionRun, ...]
 
+    @property
+    def policy(self) -> str:
+        """The attention, under the name that all rows of a page have it."""
+        return self.attention
+
     def mean(self, measure: Measure) -> Mean | None:
         """Over the seeds that have the number; None if none has."""
         values = [value for run in self.runs if (value := measure(run)) is not None]
