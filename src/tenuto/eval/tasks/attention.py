@@ -35,7 +35,7 @@ __all__ = ["AttentionJob", "bench"]
 FACTORS = (1, 2, 4)
 """Contexts of bits per byte and recall, in training contexts."""
 
-EQUAL = ("size", "steps", "digest")
+EQUAL = ("size", "steps", "digest", "shape")
 """What must be equal in all trainings that are compared."""
 
 
@@ -130,7 +130,7 @@ def _check_equal(folders: Sequence[Path], logs: Sequence[TrainingLog], tokens: T
 
 def _measure(model: Any, log: TrainingLog, tokens: Tokens, job: AttentionJob) -> AttentionRun:
     """All but decoding."""
-    context = read_size(log.size).context
+    context = int(log.shape.get("context", read_size(log.size).context))
     windows = held_windows(tokens, max(FACTORS) * context, job.windows)
     facts = Facts(tokens.tokenizer)
     bits, recall = [], []
