@@ -38,6 +38,7 @@ def attentions(context: int) -> list[str]:
         "short_conv",
         "fastmka",
         f"pi:window={window},stride={chunk}",
+        f"pi:window={window},stride={chunk},coprime=true",
     ]
 
 

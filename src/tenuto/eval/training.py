@@ -173,7 +173,7 @@ def train(training: Training, out: Path, tokens: Tokens | None = None) -> Traini
         parameters=0,
         device=device_words(device, torch.float32 if device.type == "cpu" else torch.bfloat16),
         tokens_per_step=size.batch * size.context,
-        shape=asdict(size),
+        shape={name: value for name, value in asdict(size).items() if name not in ("name", "steps")},
     )
     if (out / LOG).exists():
         earlier = read_log(out)

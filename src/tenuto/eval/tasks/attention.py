@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tenuto.attention import watch
+from tenuto.attention import PiAttention, parse, watch
 from tenuto.attention.policy import shares
 from tenuto.calibration import fingerprint
 from tenuto.errors import InputError
@@ -35,7 +35,7 @@ __all__ = ["AttentionJob", "bench"]
 FACTORS = (1, 2, 4)
 """Contexts of bits per byte and recall, in training contexts."""
 
-EQUAL = ("size", "steps", "digest", "shape")
+EQUAL = ("size", "steps", "digest")
 """What must be equal in all trainings that are compared."""
 
 
@@ -114,8 +114,9 @@ def _check_equal(folders: Sequence[Path], logs: Sequence[TrainingLog], tokens: T
     if not logs:
         raise InputError("No folders were given. Give those that `tenuto train mini-lm --out` wrote.")
     for folder, log in zip(folders, logs, strict=True):
-        for name in EQUAL:
-            mine, first = getattr(log, name), getattr(logs[0], name)
+        pairs = {name: (getattr(log, name), getattr(logs[0], name)) for name in EQUAL}
+        pairs |= {name: (log.shape.get(name, number), number) for name, number in logs[0].shape.items()}
+        for name, (mine, first) in pairs.items():
             if mine != first:
                 raise InputError(f"{folder} was trained with {name}={mine}, {folders[0]} with {name}={first}.")
     names = [(log.attention, log.seed) for log in logs]
@@ -156,7 +157,14 @@ def _measure(model: Any, log: TrainingLog, tokens: Tokens, job: AttentionJob) ->
         recall=tuple(recall),
         candidates=len(facts.values),
         usage=() if is_plain(log.attention) else _usage(model, windows[:4, :-1]),
+        period=_period(log.attention),
     )
+
+
+def _period(attention: str) -> int:
+    """Tokens between two skips of a periodic pattern, 0 for any other attention."""
+    policy = None if is_plain(attention) else parse(attention)
+    return policy.stride if isinstance(policy, PiAttention) else 0
 
 
 @torch.inference_mode()
