@@ -83,7 +83,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
 
     Args:
         folder: holds the records (``*.json``) and the pictures they name. Each family whose records are there, told
-            by the beginning of their names (``kv-``, ``prompt-``, ``moe-``, ``attention-``, none for images), is a part of the page.
+            by the beginning of their names (``kv-``, ``prompt-``, ``moe-``, ``attention-``, none for images), is a part
+            of the page.
         out: the file to write; ``folder/tenuto-report.html`` if None. An existing file is replaced.
 
     Returns:
