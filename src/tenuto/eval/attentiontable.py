@@ -35,7 +35,7 @@ def bands(length: int) -> list[tuple[int, int]]:
     return list(zip(edges, [*edges[1:], length], strict=True))
 
 
-def attention_tables(runs: Sequence[AttentionRun], baselines: Sequence[str] = ("mha",)) -> str:
+def attention_tables(runs: Sequence[AttentionRun], baselines: Sequence[str] = ()) -> str:
     """Three tables: quality and cost of each attention, its paired differences to baselines, its recall by distance.
 
     Raises:

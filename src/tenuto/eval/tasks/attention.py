@@ -18,19 +18,19 @@ from tqdm import tqdm
 from tenuto.attention import PiAttention, parse, watch
 from tenuto.attention.policy import shares
 from tenuto.calibration import fingerprint
-from tenuto.errors import InputError
+from tenuto.errors import InputError, closest
 from tenuto.eval.attentionrun import AttentionRun, read_attention_runs, write_attention_run
 from tenuto.eval.bits import bits_per_byte, held_windows
 from tenuto.eval.decoding import decoding
 from tenuto.eval.devices import device_words, pick_device, versions
 from tenuto.eval.folders import check_folder
-from tenuto.eval.minilm import is_plain, read_size
+from tenuto.eval.minilm import canonical, is_plain, read_size
 from tenuto.eval.recall import recall_by_distance
 from tenuto.eval.tasks.facts import Facts
 from tenuto.eval.tokens import Tokens, prepare
 from tenuto.eval.training import TrainingLog, load_trained, read_log
 
-__all__ = ["AttentionJob", "bench"]
+__all__ = ["AttentionJob", "bench", "read_baselines"]
 
 FACTORS = (1, 2, 4)
 """Contexts of bits per byte and recall, in training contexts."""
@@ -100,6 +100,19 @@ def bench(
     for run in _timed(measured, tokens, job, where):
         write_attention_run(run, out)
     return read_attention_runs(out)
+
+
+def read_baselines(given: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """The attentions to compare with, as they are recorded: those given, or ``mha`` if it is in one of the folders.
+
+    Raises:
+        InputError: none of the folders has it. PolicyError: there is no such attention.
+    """
+    there = [read_log(folder).attention for folder in folders]
+    asked = [canonical(name) for name in given] or [name for name in ("mha",) if name in there]
+    if lacking := next((name for name in asked if name not in there), None):
+        raise InputError(f"The baseline {lacking!r} is in none of the folders.{closest(lacking, there)}")
+    return asked
 
 
 def _first_other(run: AttentionRun, settings: dict[str, Any]) -> str:
