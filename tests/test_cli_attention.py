@@ -40,8 +40,9 @@ def test_train_then_compare(tmp_path: Path) -> None:
     assert "Bits per byte beyond mha" in told.stdout
     rows = json.loads(tenuto("bench", "attention", *args, "--out", tmp_path / "runs", "--json").stdout)
     assert [row["attention"] for row in rows] == ["mha", "mqa"]
-    refused = tenuto("bench", "attention", *args, "--baseline", "gqa", "--out", tmp_path / "runs")
-    assert refused.exit_code == 2 and "'gqa' was not measured" in refused.stderr
+    refused = tenuto("bench", "attention", *args, "--baseline", "gqa", "--out", tmp_path / "new")
+    assert refused.exit_code == 2 and "'gqa' is in none of the folders" in refused.stderr
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ def make(attention: str, seed: int, value: float) -> AttentionRun:
         decode=(Decode(context=256, seconds=(0.25, 0.5, 0.125), held={"device": 2**20, "host": 2**21}),) * (seed == 0),
         recall=((128, 20, 0), (128, 20, 5), (128, 100, 0), (64, 20, 0)),
         candidates=300,
+        period=16 if attention == "pi" else 0,
         usage=({"local": 0.75, "session": 0.25},) if attention != "mha" else (),
     )
 
@@ -72,4 +73,8 @@ def test_the_tables_say_it() -> None:
     )
     with pytest.raises(InputError, match="Did you mean 'mka'"):
         attention_tables(runs, ["mkb"])
+    assert "modulo" not in told
+    told = attention_tables([*runs, make("pi", 0, 2.0)])
+    assert "by distance modulo 16, distances of 32 and more" in told  # of 100 alone, which is 4 modulo 16
+    assert "| 0 to 1 | 2 to 3 | 4 to 5 |" in told and "| pi        | -      | -      | 100%   |" in told
     assert bands(1024)[-1] == (512, 1024) and bands(40) == [(0, 32), (32, 40)]

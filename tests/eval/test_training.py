@@ -57,6 +57,10 @@ def test_a_folder_of_another_training_is_refused(little_text: Tokens, tmp_path: 
         train(Training(attention="mqa", steps=1, size="tiny"), tmp_path, little_text)
     with pytest.raises(InputError, match="steps=1, asked for was steps=2"):
         train(Training(attention="mha", steps=2, size="tiny"), tmp_path, little_text)
+    raw = (tmp_path / "training.json").read_text()
+    (tmp_path / "training.json").write_text(raw.replace('"context": 64', '"context": 32'))
+    with pytest.raises(InputError, match="context=32, asked for was context=64"):
+        train(Training(attention="mha", steps=1, size="tiny"), tmp_path, little_text)
     with pytest.raises(ModelError, match=r"no readable training\.json"):
         read_log(tmp_path / "nothing")
 

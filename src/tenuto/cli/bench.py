@@ -316,7 +316,7 @@ def moe(
     "--context", default="1024,2048,4096,8192,16384,32768", show_default=True, help="Where decoding is timed."
 )
 @click.option("--repeats", default=16, show_default=True, type=click.IntRange(1), help="Tokens decoded at each.")
-@click.option("--baseline", default="mha", show_default=True, help="Attentions to compare with, apart by semicolons.")
+@click.option("--baseline", multiple=True, help="An attention to compare with; may be repeated [default: mha].")
 @device_option
 @click.option("--out", required=True, type=FOLDER, help="Folder for records; the same command goes on after a stop.")
 @json_option
@@ -326,7 +326,7 @@ def attention(
     rows: int,
     context: str,
     repeats: int,
-    baseline: str,
+    baseline: tuple[str, ...],
     device: str,
     out: Path,
     as_json: bool,
@@ -336,13 +336,14 @@ def attention(
 
     from tenuto.eval.attentiontable import attention_tables
     from tenuto.eval.kvjob import read_lengths
-    from tenuto.eval.tasks.attention import AttentionJob
+    from tenuto.eval.tasks.attention import AttentionJob, read_baselines
     from tenuto.eval.tasks.attention import bench as measure
 
+    baselines = read_baselines(baseline, folders)
     job = AttentionJob(windows=windows, rows=rows, contexts=read_lengths(context), repeats=repeats)
     runs = measure(folders, out, job, device=device, command=command())
     if as_json:
         click.echo(json.dumps([run.row() for run in runs], indent=1, allow_nan=False))
     else:
-        click.echo(attention_tables(runs, baseline.split(";")))
+        click.echo(attention_tables(runs, baselines))
     click.echo(f"Records: {out} (now: tenuto report {shlex.quote(str(out))})", err=as_json)

@@ -70,6 +70,7 @@ class AttentionRun:
         bits: by context. decode: by context; empty for all seeds but the first.
         recall: ``[length, distance, rank]`` of every question: tokens of the row, tokens between the value and where it
             is asked for, and how many of the ``candidates`` were likelier (0 is right).
+        period: tokens between two skips of a periodic pattern, 0 without one.
         usage: per layer, the share of attention by level, mean over heads; empty where there are no levels.
     """
 
@@ -91,6 +92,7 @@ class AttentionRun:
     recall: tuple[tuple[int, int, int], ...] = ()
     candidates: int = 0
     usage: tuple[dict[str, float], ...] = ()
+    period: int = 0
     command: str = ""
 
     @property
@@ -111,6 +113,13 @@ class AttentionRun:
         ranks = [rank for row, distance, rank in self.recall if row == length and low <= distance < high]
         return sum(rank == 0 for rank in ranks) / len(ranks) if ranks else None
 
+    def recalled_off(self, length: int, period: int, low: int, high: int, beyond: int) -> float | None:
+        """The share of right answers in rows of ``length`` at distances of at least ``beyond`` that are in
+        ``[low, high)`` modulo ``period``."""
+        asked = [(far % period, rank) for row, far, rank in self.recall if row == length and far >= beyond]
+        ranks = [rank for off, rank in asked if low <= off < high]
+        return sum(rank == 0 for rank in ranks) / len(ranks) if ranks else None
+
     def row(self) -> dict[str, Any]:
         """The flat JSON object that ``--json`` prints: questions and losses left out."""
         return {key: value for key, value in asdict(self).items() if key not in {"recall", "losses"}}
@@ -122,6 +131,11 @@ class Group:
 
     attention: str
     runs: tuple[AttentionRun, ...]
+
+    @property
+    def policy(self) -> str:
+        """The attention, under the name that all rows of a page have it."""
+        return self.attention
 
     def mean(self, measure: Measure) -> Mean | None:
         """Over the seeds that have the number; None if none has."""

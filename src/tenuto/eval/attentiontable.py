@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from tenuto.errors import InputError, closest
 from tenuto.eval.attentionrun import AttentionRun, Group, Mean, grouped
@@ -11,6 +12,8 @@ __all__ = ["attention_tables", "bands", "markdown"]
 
 DASH = "-"
 MEBI = 2**20
+RESIDUES = 8
+"""Classes of distances modulo a stride."""
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -32,7 +35,7 @@ def bands(length: int) -> list[tuple[int, int]]:
     return list(zip(edges, [*edges[1:], length], strict=True))
 
 
-def attention_tables(runs: Sequence[AttentionRun], baselines: Sequence[str] = ("mha",)) -> str:
+def attention_tables(runs: Sequence[AttentionRun], baselines: Sequence[str] = ()) -> str:
     """Three tables: quality and cost of each attention, its paired differences to baselines, its recall by distance.
 
     Raises:
@@ -44,6 +47,7 @@ def attention_tables(runs: Sequence[AttentionRun], baselines: Sequence[str] = ("
         if name not in known:
             raise InputError(f"The baseline {name!r} was not measured.{closest(name, known)}")
     parts = [_quality(groups), *(_differences(groups, known[name]) for name in baselines), _recall(groups)]
+    parts += [_residues(groups, period) for period in sorted({g.runs[0].period for g in groups} - {0})]
     if any(group.decode for group in groups):
         parts.append(_decoding(groups))
     if usage := _usage(groups):
@@ -119,6 +123,23 @@ def _recall(groups: Sequence[Group]) -> str:
     head = ["attention", *(f"{low} to {high - 1}" for low, high in spans)]
     told_of = groups[0].runs[0].candidates
     title = f"Facts recalled in rows of {length} tokens, among {told_of} words, by distance in tokens."
+    return f"{title}\n\n{markdown(head, rows)}"
+
+
+def _residues(groups: Sequence[Group], period: int) -> str:
+    """Recall by distance modulo a stride, of all attentions: where only periodic ones have blind spots."""
+    contexts = _contexts(groups)
+    edges = [period * part // RESIDUES for part in range(RESIDUES + 1)]
+    spans = [(low, high) for low, high in pairwise(edges) if low < high]
+    rows = []
+    for group in groups:
+        told = [
+            group.mean(lambda run, low=low, high=high: run.recalled_off(contexts[-1], period, low, high, 2 * period))  # type: ignore[misc]
+            for low, high in spans
+        ]
+        rows.append([group.attention, *(DASH if mean is None else f"{mean[0]:.0%}" for mean in told)])
+    head = ["attention", *(f"{low} to {high - 1}" for low, high in spans)]
+    title = f"The same by distance modulo {period}, distances of {2 * period} and more."
     return f"{title}\n\n{markdown(head, rows)}"
 
 

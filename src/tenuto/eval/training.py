@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -69,6 +69,7 @@ class TrainingLog:
         losses: mean loss in nats per token of every step. seconds: of wall clock that every step took;
             cpu_seconds: of the processor, in all threads.
         tokens_per_step: tokens of a step. resumed: steps before which training had been stopped.
+        shape: the numbers of the size then; empty in logs that are older than this field.
     """
 
     attention: str
@@ -85,6 +86,7 @@ class TrainingLog:
     seconds: tuple[float, ...] = ()
     cpu_seconds: tuple[float, ...] = ()
     resumed: tuple[int, ...] = ()
+    shape: dict[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -171,6 +173,7 @@ def train(training: Training, out: Path, tokens: Tokens | None = None) -> Traini
         parameters=0,
         device=device_words(device, torch.float32 if device.type == "cpu" else torch.bfloat16),
         tokens_per_step=size.batch * size.context,
+        shape={name: value for name, value in asdict(size).items() if name not in ("name", "steps")},
     )
     if (out / LOG).exists():
         earlier = read_log(out)
@@ -182,8 +185,11 @@ def train(training: Training, out: Path, tokens: Tokens | None = None) -> Traini
 
 def _check_same(asked: TrainingLog, there: TrainingLog, out: Path) -> None:
     """Refuse a folder of another training."""
-    for name in IDENTITY:
-        wanted, found = getattr(asked, name), getattr(there, name)
+    pairs = {name: (getattr(asked, name), getattr(there, name)) for name in IDENTITY}
+    pairs |= {
+        name: (asked.shape.get(name), found) for name, found in there.shape.items() if name not in ("name", "steps")
+    }
+    for name, (wanted, found) in pairs.items():
         if wanted != found:
             raise InputError(
                 f"{out} holds a training of {name}={found}, asked for was {name}={wanted}. Give another --out, "

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tenuto.eval.attentionrun import AttentionRun
 from tenuto.eval.kvrun import KVRun
 from tenuto.eval.moerun import MoeRun
 from tenuto.eval.promptrun import PromptRun
@@ -16,7 +17,7 @@ from tenuto.report.table import BASELINE, IDENTICAL, Row
 
 __all__ = ["Difference", "Fact", "Headline", "common_facts", "differences", "headlines"]
 
-Record = Run | KVRun | MoeRun | PromptRun
+Record = Run | KVRun | MoeRun | PromptRun | AttentionRun
 
 CLOSE = 30.0
 """PSNR in dB from which differences are hard to see."""

@@ -11,10 +11,12 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from tenuto.errors import InputError
+from tenuto.eval.attentionrun import read_attention_runs
 from tenuto.eval.kvrun import read_kv_runs
 from tenuto.eval.moerun import read_moe_runs
 from tenuto.eval.promptrun import read_prompt_runs
 from tenuto.eval.run import read_runs, run_files
+from tenuto.report.attention_page import attention_part
 from tenuto.report.images_page import images_part
 from tenuto.report.kv_page import kv_part
 from tenuto.report.moe_page import moe_part
@@ -27,6 +29,7 @@ FAMILIES: tuple[tuple[Any, Any], ...] = (
     (read_kv_runs, kv_part),
     (read_prompt_runs, prompt_part),
     (read_moe_runs, moe_part),
+    (read_attention_runs, attention_part),
 )
 """What reads the records of each family but diffusion from a folder, and what makes its part of the page of them."""
 
@@ -45,7 +48,7 @@ def _parts(folder: Path) -> list[dict[str, Any]]:
     parts += [part(runs) for read, part in FAMILIES if (runs := read(folder))]
     if not parts:
         raise InputError(
-            f"{folder} holds no Run records (*.json). Run `tenuto bench` diffusion, kv, prompt or moe with "
+            f"{folder} holds no Run records (*.json). Run `tenuto bench` diffusion, kv, prompt, moe or attention with "
             f"--out {folder} first."
         )
     return parts
@@ -80,7 +83,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
 
     Args:
         folder: holds the records (``*.json``) and the pictures they name. Each family whose records are there, told
-            by the beginning of their names (``kv-``, ``prompt-``, ``moe-``, none for images), is a part of the page.
+            by the beginning of their names (``kv-``, ``prompt-``, ``moe-``, ``attention-``, none for images), is a part
+            of the page.
         out: the file to write; ``folder/tenuto-report.html`` if None. An existing file is replaced.
 
     Returns:

@@ -15,22 +15,22 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tenuto.attention import watch
+from tenuto.attention import PiAttention, parse, watch
 from tenuto.attention.policy import shares
 from tenuto.calibration import fingerprint
-from tenuto.errors import InputError
+from tenuto.errors import InputError, closest
 from tenuto.eval.attentionrun import AttentionRun, read_attention_runs, write_attention_run
 from tenuto.eval.bits import bits_per_byte, held_windows
 from tenuto.eval.decoding import decoding
 from tenuto.eval.devices import device_words, pick_device, versions
 from tenuto.eval.folders import check_folder
-from tenuto.eval.minilm import is_plain, read_size
+from tenuto.eval.minilm import canonical, is_plain, read_size
 from tenuto.eval.recall import recall_by_distance
 from tenuto.eval.tasks.facts import Facts
 from tenuto.eval.tokens import Tokens, prepare
 from tenuto.eval.training import TrainingLog, load_trained, read_log
 
-__all__ = ["AttentionJob", "bench"]
+__all__ = ["AttentionJob", "bench", "read_baselines"]
 
 FACTORS = (1, 2, 4)
 """Contexts of bits per byte and recall, in training contexts."""
@@ -102,6 +102,19 @@ def bench(
     return read_attention_runs(out)
 
 
+def read_baselines(given: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """The attentions to compare with, as they are recorded: those given, or ``mha`` if it is in one of the folders.
+
+    Raises:
+        InputError: none of the folders has it. PolicyError: there is no such attention.
+    """
+    there = [read_log(folder).attention for folder in folders]
+    asked = [canonical(name) for name in given] or [name for name in ("mha",) if name in there]
+    if lacking := next((name for name in asked if name not in there), None):
+        raise InputError(f"The baseline {lacking!r} is in none of the folders.{closest(lacking, there)}")
+    return asked
+
+
 def _first_other(run: AttentionRun, settings: dict[str, Any]) -> str:
     return next(
         f"{key} is {run.settings.get(key)} there, now {settings.get(key)}"
@@ -114,8 +127,9 @@ def _check_equal(folders: Sequence[Path], logs: Sequence[TrainingLog], tokens: T
     if not logs:
         raise InputError("No folders were given. Give those that `tenuto train mini-lm --out` wrote.")
     for folder, log in zip(folders, logs, strict=True):
-        for name in EQUAL:
-            mine, first = getattr(log, name), getattr(logs[0], name)
+        pairs = {name: (getattr(log, name), getattr(logs[0], name)) for name in EQUAL}
+        pairs |= {name: (log.shape.get(name, number), number) for name, number in logs[0].shape.items()}
+        for name, (mine, first) in pairs.items():
             if mine != first:
                 raise InputError(f"{folder} was trained with {name}={mine}, {folders[0]} with {name}={first}.")
     names = [(log.attention, log.seed) for log in logs]
@@ -130,7 +144,7 @@ def _check_equal(folders: Sequence[Path], logs: Sequence[TrainingLog], tokens: T
 
 def _measure(model: Any, log: TrainingLog, tokens: Tokens, job: AttentionJob) -> AttentionRun:
     """All but decoding."""
-    context = read_size(log.size).context
+    context = int(log.shape.get("context", read_size(log.size).context))
     windows = held_windows(tokens, max(FACTORS) * context, job.windows)
     facts = Facts(tokens.tokenizer)
     bits, recall = [], []
@@ -156,7 +170,14 @@ def _measure(model: Any, log: TrainingLog, tokens: Tokens, job: AttentionJob) ->
         recall=tuple(recall),
         candidates=len(facts.values),
         usage=() if is_plain(log.attention) else _usage(model, windows[:4, :-1]),
+        period=_period(log.attention),
     )
+
+
+def _period(attention: str) -> int:
+    """Tokens between two skips of a periodic pattern, 0 for any other attention."""
+    policy = None if is_plain(attention) else parse(attention)
+    return policy.stride if isinstance(policy, PiAttention) else 0
 
 
 @torch.inference_mode()
