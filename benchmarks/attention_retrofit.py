@@ -1,7 +1,7 @@
 """FastMKA put into a model that is trained already: the added parameters alone, a short fine-tune.
 
     tenuto models pull smollm2
-    python benchmarks/attention_retrofit.py --out FOLDER [--steps 40 --tokens 256 --held 24]
+    python benchmarks/attention_retrofit.py --out FOLDER [--steps 30 --tokens 256 --held 16]
         [--methods fastmka@0.01,short_conv@0.01,norms@0.001]
 
 Prints, per method, whether logits are the plain model's before training, and held-out bits per byte before and after
@@ -31,7 +31,7 @@ from tenuto.eval.language import LanguageModel, load_language
 
 METHODS = {"fastmka": FastMKA(), "short_conv": ShortConv(), "norms": None}
 DEFAULT = "fastmka@0.01,short_conv@0.01,norms@0.001"
-EVERY = 20  # steps between two checkpoints
+EVERY = 10  # steps between two checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,8 @@ def trained(text: str, given: argparse.Namespace, corpus: Corpus) -> dict[str, A
     if record["given"] != said:
         raise SystemExit(f"{file} is of another run: {record['given']}. Give another --out.")
     model.requires_grad_(False)
-    if not (plain := file.with_name("plain.pt")).is_file():
+    plain = file.with_name(f"plain-{given.tokens}-{given.held}-{language.fingerprint[:8]}-{corpus.digest}.pt")
+    if not plain.is_file():
         torch.save(bits(model, held), plain)
     record["before"] = torch.load(plain)
     if attention is None:
@@ -134,7 +135,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder of checkpoints and records")
     parser.add_argument("--model", default="bundled:smollm2")
     parser.add_argument("--methods", default=DEFAULT)
-    for name, default in (("steps", 40), ("tokens", 256), ("held", 24)):
+    for name, default in (("steps", 30), ("tokens", 256), ("held", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     Path(given.out).mkdir(parents=True, exist_ok=True)
