@@ -2,11 +2,13 @@
 
     python benchmarks/pikv.py [MODEL] [--context 1024 --tokens 64 --texts 2 --keep 0.125 --top-k 16]
 
-Real prose, teacher-forced; every text is one row. SmolLM2 becomes a mixture of 16 experts per layer (an exact partition
-of its MLPs, tenuto.eval.moe); ``--top-k 16`` leaves its output what it was, fewer change it, and the reference is
-always the same model reading everything, in one plain forward pass. ``--keep`` counts all tokens read, sinks and window
-too. Each placement reads the context once; every selector starts from a copy. KL is the mean Kullback-Leibler
-divergence from the reference's distributions, in nats: far less noisy than perplexity on so few tokens.
+Real text, teacher-forced; every text is one row. A mixture of experts is measured as it is. A dense model (SmolLM2)
+becomes a mixture of 16 experts per layer (an exact partition of its MLPs, tenuto.eval.moe); ``--top-k 16`` leaves its
+output what it was, fewer change it, and the reference is always the same model reading everything, in one plain forward
+pass. Texts are prose, or with ``--held-out`` documents that models of ``tenuto train mini-lm`` were not trained on.
+``--keep`` counts all tokens read, sinks and window too. Each placement reads the context once; every selector starts
+from a copy. KL is the mean Kullback-Leibler divergence from the reference's distributions, in nats: far less noisy than
+perplexity on so few tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ import torch
 from tenuto.eval.language import load_language
 from tenuto.eval.moe import partition
 from tenuto.eval.tasks.likelihood import text_of
+from tenuto.eval.tokens import prepare
+from tenuto.kv.models import find_layout
 from tenuto.kv.placements import Affinity, Expert, KeyCluster, RoundRobin, Router, Summary, calibrate_affinity, shard
+from tenuto.kv.placements.routes import Routes
 from tenuto.kv.placements.selector import Asked, Selector
 
 EXPERTS, FITTED = 16, 512
@@ -78,6 +83,15 @@ def scored(run: Any, cache: Any, selector: Selector, ids: torch.Tensor, context:
     return {"said": found, "loss": float(loss), "seconds": seconds, **facts}
 
 
+def texts_of(language: Any, count: int, tokens: int, held_out: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Texts to measure on ``[count, tokens]``, and another one to fit on ``[1, FITTED]``."""
+    if not held_out:
+        return torch.cat([text_of(language, seed, tokens) for seed in range(count)]), text_of(language, 99, FITTED)
+    documents = [row.long() for row in prepare().held if len(row) >= max(tokens, FITTED)]
+    documents = documents[:: max(len(documents) // (count + 1), 1)][: count + 1]  # of all kinds
+    return torch.stack([row[:tokens] for row in documents[1:]]), documents[0][None, :FITTED]
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -87,14 +101,15 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.125)
     parser.add_argument("--placements", default="round_robin,key_cluster,expert")
     parser.add_argument("--selectors", default="all,newest,random,router,affinity alone,affinity,centroid,bound,both")
+    parser.add_argument("--held-out", action="store_true")
     given = parser.parse_args()
     torch.manual_seed(0)
     language = load_language(given.model)
-    ids = torch.cat([text_of(language, seed, given.context + given.tokens + 1) for seed in range(given.texts)])
-    fitting = text_of(language, 99, FITTED)
+    ids, fitting = texts_of(language, given.texts, given.context + given.tokens + 1, given.held_out)
     plain = language.model(ids[:1], use_cache=False).logits[0, given.context : -1].float()
-    dense = float(torch.nn.functional.cross_entropy(plain, ids[0, given.context + 1 :]))
-    partition(language.model, fitting, EXPERTS, given.top_k)
+    before = float(torch.nn.functional.cross_entropy(plain, ids[0, given.context + 1 :]))
+    if not Routes(find_layout(language.model).blocks).gates:
+        partition(language.model, fitting, EXPERTS, given.top_k)
     profile = calibrate_affinity(language.model, fitting)
     few: dict[str, Any] = {"keep": given.keep, "window": given.window}
     selectors: dict[str, Selector] = {
@@ -114,7 +129,7 @@ def main() -> None:
         "expert": Expert(page=given.page),
     }
     print(f"{given.texts} texts, {given.context} tokens of context, {given.tokens} predicted, keep {given.keep:g}")
-    print(f"dense model, text 0: perplexity {math.exp(dense):.3f}")
+    print(f"model as it was given, text 0: perplexity {math.exp(before):.3f}")
     print("| placement | selector | perplexity | against all | KL | tokens read | dropped mass | balance | s/step |")
     print("|---|---|---|---|---|---|---|---|---|")
     whole = language.model(ids, use_cache=False).logits[:, given.context : -1].float().log_softmax(-1)

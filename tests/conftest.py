@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tenuto.eval.tokens import Tokens
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +160,15 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (info / "entry_points.txt").write_text("[tenuto.diffusion]\nsixth = sixth_policy:Sixth\n")
     monkeypatch.syspath_prepend(tmp_path)
     return "sixth_policy"
+
+
+@pytest.fixture(scope="session")
+def little_text() -> Tokens:
+    """A little text as tokens, for training small models."""
+    from pydoc_data.topics import topics
+
+    from tenuto.eval.corpus import Document, split
+    from tenuto.eval.tokens import tokenise
+
+    documents = [Document(name=f"manual/{name}", text=topics[name]) for name in sorted(topics)[:50]]
+    return tokenise(split(documents), pieces=512)

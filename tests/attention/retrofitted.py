@@ -38,6 +38,8 @@ def plain(architecture: str = "llama", seed: int = 0) -> torch.nn.Module:
         for name, weight in made.named_parameters():
             if "q_proj.weight" in name or "k_proj.weight" in name:
                 weight.mul_(20)
+            if "embed_tokens" in name:
+                weight[0] = weight[1:].mean(0)  # the padding token may be generated; with zeros all scores tie
             if name.endswith("bias"):
                 weight.normal_()
     return made

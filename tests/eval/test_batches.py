@@ -34,10 +34,10 @@ def test_facts_are_buried_whole(little_text: Tokens) -> None:
     facts, rng = Facts(little_text.tokenizer), random.Random(0)
     lines = [fact.line for fact in facts.draw(rng, 3)]
     hay = list(range(1000, 1100))
-    row = facts.bury(hay, lines, rng)
-    assert len(row) == 100
+    row = facts.bury(hay, lines, [0, 5, 5])
+    assert len(row) == 100 and row[: len(lines[0])] == lines[0]
     assert [token for token in row if token >= 1000] == hay[: 100 - sum(map(len, lines))]
     with pytest.raises(InputError, match="too short"):
-        facts.bury(hay[:10], lines, rng)
+        facts.room(10, lines)
     with pytest.raises(InputError, match="too many"):
         facts.draw(rng, 27)

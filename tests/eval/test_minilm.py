@@ -8,7 +8,20 @@ from tenuto.eval.minilm import SIZES, build, canonical, parameters, read_size
 TINY = SIZES["tiny"]
 
 
-@pytest.mark.parametrize("attention", ["mha", "mqa", "gqa", "gqa:kv_heads=2", "mla", "mla:rank=16", "window:window=8"])
+ATTENTIONS = [
+    "mha",
+    "mqa",
+    "gqa",
+    "gqa:kv_heads=2",
+    "mla",
+    "mla:rank=16",
+    "olmoe",
+    "olmoe:experts=4",
+    "window:window=8",
+]
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
 def test_every_attention_has_the_same_budget(attention: str) -> None:
     model = build(attention, TINY, 300, seed=0)
     assert parameters(model) == pytest.approx(parameters(build("mha", TINY, 300, seed=0)), rel=0.02)
@@ -23,10 +36,12 @@ def test_what_cannot_be_built_is_refused() -> None:
     for wrong in ("gqa:heads=2", "mha:kv_heads=2", "mla:rank=x", "gqa:kv_heads=0"):
         with pytest.raises(PolicyError):
             canonical(wrong)
-    with pytest.raises(PolicyError, match="gqa, mha, mla"):
+    with pytest.raises(PolicyError, match="gqa, mha, mka, mla, mqa, olmoe"):
         canonical("mah")
     assert canonical("window:sinks=4,window=8") == "window:window=8"
     with pytest.raises(InputError, match="does not divide the 4 heads"):
         build("gqa:kv_heads=3", TINY, 300, seed=0)
-    with pytest.raises(InputError, match="cpu, gpu, tiny"):
+    with pytest.raises(InputError, match="does not divide the 96 neurons"):
+        build("olmoe:experts=7", TINY, 300, seed=0)
+    with pytest.raises(InputError, match="cpu, gpu, moe, tiny"):
         read_size("huge")

@@ -10,7 +10,8 @@ import torch
 from scipy.linalg import sqrtm
 
 from tenuto.errors import InputError, ModelError
-from tenuto.eval.quality import FashionClassifier, FashionJudge, frechet, mean_interval, psnr, ssim
+from tenuto.eval.intervals import mean_interval
+from tenuto.eval.quality import FashionClassifier, FashionJudge, frechet, psnr, ssim
 
 
 def pattern() -> tuple[torch.Tensor, torch.Tensor]:

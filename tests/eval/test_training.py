@@ -15,7 +15,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_trained(folder)[0].state_dict())
 
 
-@pytest.mark.parametrize("attention", ["mla", "window:window=16"])
+@pytest.mark.parametrize("attention", ["mla", "olmoe", "window:window=16"])
 def test_stopped_and_resumed_gives_the_same_bits(
     attention: str, little_text: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,3 +59,16 @@ def test_a_folder_of_another_training_is_refused(little_text: Tokens, tmp_path: 
         train(Training(attention="mha", steps=2, size="tiny"), tmp_path, little_text)
     with pytest.raises(ModelError, match=r"no readable training\.json"):
         read_log(tmp_path / "nothing")
+
+
+def test_routers_are_kept_in_balance(little_text: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unbalanced = []
+    for weight in (0.0, 1.0):
+        monkeypatch.setattr(module, "BALANCE", weight)
+        folder = tmp_path / str(weight)
+        train(Training(attention="olmoe:experts=4", steps=30, size="tiny"), folder, little_text)
+        model, _ = load_trained(folder)
+        with torch.no_grad():
+            told = model(little_text.train[None, :500].long(), output_router_logits=True)
+        unbalanced.append(float(told.aux_loss))
+    assert unbalanced[1] < unbalanced[0], "2 is even"

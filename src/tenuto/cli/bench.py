@@ -8,10 +8,12 @@ from pathlib import Path
 import click
 
 from tenuto.cli.group import (
+    FILE,
     FOLDER,
     Group,
     command,
     device_option,
+    experts_option,
     guidance_option,
     json_option,
     language_option,
@@ -20,6 +22,7 @@ from tenuto.cli.group import (
     print_runs,
     profile_option,
     steps_option,
+    top_k_option,
     wide_console,
 )
 
@@ -175,7 +178,7 @@ def store(
 @click.option("--examples", default=12, show_default=True, type=click.IntRange(1), help="Per kind and ratio.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the first example.")
 @device_option
-@click.option("--out", type=FOLDER, help="Folder for one JSON record per row, and a page of coloured text per kind.")
+@click.option("--out", type=FOLDER, help="Folder for one JSON record per row; `tenuto report` reads it.")
 @json_option
 def prompt(
     model: str,
@@ -197,23 +200,24 @@ def prompt(
     from tenuto.eval.folders import check_folder
     from tenuto.eval.language import load_language
     from tenuto.eval.prompting import bench as measure
-    from tenuto.eval.prompting import pieces, read_kinds, read_ratios
+    from tenuto.eval.prompting import read_kinds, read_ratios
     from tenuto.eval.terminal import prompt_table
-    from tenuto.report.prompt_page import Mark, write_prompt_page
 
     if out:
         check_folder(out)
     chosen = catalog.parse(policy, "kv") if policy else None
     asked, ratios = read_kinds(kinds), read_ratios(ratio, semtoken)
-    language = load_language(model, device)
-    rows = measure(language, ratios, asked, policy=chosen, tokens=context, examples=examples, seed=seed, out=out)
-    if out:
-        texts = {kind: pieces(language, kind, ratios[0], tokens=context, seed=seed) for kind in asked}
-        points: dict[str, list[Mark]] = {kind: [] for kind in asked}
-        for row in rows:
-            if row.way != "none":
-                points[row.kind].append(Mark(row.way, row.ratio, row.extra, row.extra_interval))
-        click.echo(f"Page: {write_prompt_page(out / 'prompt.html', texts, points)}", err=as_json)
+    rows = measure(
+        load_language(model, device),
+        ratios,
+        asked,
+        policy=chosen,
+        tokens=context,
+        examples=examples,
+        seed=seed,
+        out=out,
+        command=command(),
+    )
     if as_json:
         click.echo(json.dumps([row.row() for row in rows], indent=1, allow_nan=False))
     else:
@@ -224,54 +228,121 @@ def prompt(
 @language_option
 @click.option("--ranks", default=2, show_default=True, type=click.IntRange(1), help="Processes on this machine.")
 @click.option("--placement", default="round_robin", show_default=True, help="blocks, expert, key_cluster, round_robin.")
+@click.option("--selector", default="all", show_default=True, help="all, affinity, bound, both, centroid, router.")
+@click.option("--keep", default=0.125, show_default=True, help="Share of tokens that a selector but all reads.")
+@click.option("--window", default=32, show_default=True, type=click.IntRange(0), help="Last tokens, always read.")
+@click.option("--profile", type=FILE, help="Of `tenuto calibrate moe`, for affinity.")
 @click.option("--page", default=16, show_default=True, type=click.IntRange(1), help="Tokens per page.")
-@click.option("--context", default=256, show_default=True, type=click.IntRange(2), help="Tokens of each prompt.")
-@click.option("--tokens", default=32, show_default=True, type=click.IntRange(2), help="Tokens written.")
-@click.option("--rows", default=2, show_default=True, type=click.IntRange(1), help="Prompts at once.")
-@click.option("--experts", default=0, show_default=True, type=click.IntRange(0), help="Make a dense model a mixture.")
-@click.option(
-    "--top-k", default=8, show_default=True, type=click.IntRange(1), help="Experts per token, with --experts."
-)
+@click.option("--codec", default="raw", show_default=True, help="Of old pages: raw, fp8, int8, int4, delta8.")
+@click.option("--resident", default=1.0, show_default=True, help="Share of full pages that stay in memory.")
+@click.option("--utility", default="lru", show_default=True, help="Which stay: h2o, streaming_llm, lru, ...")
+@click.option("--lossy", is_flag=True, help="Delete the other pages in place of demoting them.")
+@click.option("--context", default=256, show_default=True, type=click.IntRange(2), help="Tokens of each text.")
+@click.option("--tokens", default=32, show_default=True, type=click.IntRange(1), help="Tokens after it, one by one.")
+@click.option("--rows", default=2, show_default=True, type=click.IntRange(1), help="Texts at once.")
+@experts_option
+@top_k_option
+@click.option("--out", type=FOLDER, help="Folder for records, which `tenuto report` draws.")
 @json_option
 def moe(
     model: str,
     ranks: int,
     placement: str,
+    selector: str,
+    keep: float,
+    window: int,
+    profile: Path | None,
     page: int,
+    codec: str,
+    resident: float,
+    utility: str,
+    lossy: bool,
     context: int,
     tokens: int,
     rows: int,
     experts: int,
     top_k: int,
+    out: Path | None,
     as_json: bool,
 ) -> None:
-    """Generate on a KV cache that is sharded over processes, against the model's own cache."""
+    """Read texts with a KV cache sharded over processes, against the model's own cache.
+
+    Placements, selectors and codecs may be lists, for example centroid,router: everything is measured with everything.
+    """
     import json
 
+    from tenuto.eval.folders import check_folder
+    from tenuto.eval.moerun import write_moe_run
     from tenuto.eval.sharding import ShardingJob, measure
+    from tenuto.eval.terminal import moe_table
 
     job = ShardingJob(
         model=model,
         ranks=ranks,
-        placement=placement,
+        placements=tuple(placement.split(",")),
+        selectors=tuple(selector.split(",")),
+        keep=keep,
+        window=window,
+        profile=str(profile.absolute()) if profile else None,
         page=page,
+        codecs=tuple(codec.split(",")),
+        resident=resident,
+        utility=utility,
+        lossy=lossy,
         context=context,
         tokens=tokens,
         rows=rows,
         experts=experts,
         top_k=top_k,
     )
-    found = measure(job)
+    if out:
+        check_folder(out)
+    runs = measure(job, command())
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        for run in runs:
+            write_moe_run(run, out)
     if as_json:
-        click.echo(json.dumps(found, indent=1, allow_nan=False))
-        return
-    for rank in found:
-        click.echo(
-            f"rank {rank['rank']}: {rank['bytes_held']:,} bytes of {rank['bytes_full']:,} held, "
-            f"{rank['bytes_sent']:,} sent in {rank['collectives']} collectives while decoding"
-        )
-    first = found[0]
-    click.echo(
-        f"{'same' if first['same_tokens'] else 'other'} tokens as without sharding, logits within "
-        f"{first['logit_gap']:.1e}; {first['tokens_per_s']:.1f} tokens/s against {first['tokens_per_s_plain']:.1f}"
-    )
+        click.echo(json.dumps([run.row() for run in runs], indent=1, allow_nan=False))
+    else:
+        wide_console().print(moe_table(runs))
+
+
+@bench.command()
+@click.argument("folders", nargs=-1, required=True, type=FOLDER, metavar="FOLDER...")
+@click.option("--windows", default=48, show_default=True, type=click.IntRange(1), help="Of held-out text.")
+@click.option("--rows", default=64, show_default=True, type=click.IntRange(1), help="Of recall, per context.")
+@click.option(
+    "--context", default="1024,2048,4096,8192,16384,32768", show_default=True, help="Where decoding is timed."
+)
+@click.option("--repeats", default=16, show_default=True, type=click.IntRange(1), help="Tokens decoded at each.")
+@click.option("--baseline", default="mha", show_default=True, help="Attentions to compare with, apart by semicolons.")
+@device_option
+@click.option("--out", required=True, type=FOLDER, help="Folder for records; the same command goes on after a stop.")
+@json_option
+def attention(
+    folders: tuple[Path, ...],
+    windows: int,
+    rows: int,
+    context: str,
+    repeats: int,
+    baseline: str,
+    device: str,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Compare models that `tenuto train mini-lm` trained with different attentions: bits per byte, recall, cost."""
+    import json
+
+    from tenuto.eval.attentiontable import attention_tables
+    from tenuto.eval.kvjob import read_lengths
+    from tenuto.eval.tasks.attention import AttentionJob
+    from tenuto.eval.tasks.attention import bench as measure
+
+    job = AttentionJob(windows=windows, rows=rows, contexts=read_lengths(context), repeats=repeats)
+    runs = measure(folders, out, job, device=device, command=command())
+    if as_json:
+        click.echo(json.dumps([run.row() for run in runs], indent=1, allow_nan=False))
+    else:
+        click.echo(attention_tables(runs, baseline.split(";")))
+    click.echo(f"Records: {out} (now: tenuto report {shlex.quote(str(out))})", err=as_json)

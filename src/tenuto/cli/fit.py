@@ -13,11 +13,14 @@ from tenuto.cli.group import (
     Group,
     command,
     device_option,
+    experts_option,
     guidance_option,
+    language_option,
     main,
     model_option,
     print_runs,
     steps_option,
+    top_k_option,
 )
 
 
@@ -67,7 +70,47 @@ def tune_diffusion(
         click.get_current_context().exit(1)
 
 
-@main.command()
+class Fits(Group):
+    """A first word that is no family is a diffusion policy's: ``tenuto calibrate fastcache``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        plain = bool(args) and args[0] not in (*self.commands, "--help")
+        return super().parse_args(ctx, ["diffusion", *args] if plain else args)
+
+
+@main.group(cls=Fits)
+def calibrate() -> None:
+    """Fit the profile that a policy needs for a model; `calibrate POLICY` is short for `calibrate diffusion POLICY`."""
+
+
+@calibrate.command("moe")
+@language_option
+@experts_option
+@top_k_option
+@click.option("--tokens", default=512, show_default=True, type=click.IntRange(64), help="Of the text to fit on.")
+@device_option
+@click.option("--out", required=True, type=FILE, help="The profile, *.safetensors.")
+def calibrate_moe(model: str, experts: int, top_k: int, tokens: int, device: str, out: Path) -> None:
+    """Fit which experts' tokens attend to which, for `bench moe --selector affinity`.
+
+    Give --experts and --top-k as there.
+    """
+    from tenuto.eval.folders import check_file
+    from tenuto.eval.language import load_language
+    from tenuto.eval.sharding import FITTED_SEED, as_mixture
+    from tenuto.eval.tasks.likelihood import text_of
+    from tenuto.kv.placements import calibrate_affinity
+
+    check_file(out, ".safetensors")
+    language = load_language(model, device)
+    if experts:
+        as_mixture(language, experts, top_k)
+    profile = calibrate_affinity(language.model, text_of(language, FITTED_SEED, tokens))
+    path = profile.save(out)
+    click.echo(f"Profile for affinity, {len(profile.tensors)} layers, model {profile.fingerprint}: {path}")
+
+
+@calibrate.command("diffusion")
 @click.argument("policy")
 @model_option
 @steps_option
@@ -76,7 +119,7 @@ def tune_diffusion(
 @click.option("--seed", default=1_000_000, show_default=True, type=click.IntRange(0), help="First seed to fit on.")
 @device_option
 @click.option("--out", type=FILE, help="The profile, *.safetensors [default: in your cache, where it will be found].")
-def calibrate(
+def calibrate_diffusion(
     policy: str, model: str, steps: int, guidance: float, runs: int, seed: int, device: str, out: Path | None
 ) -> None:
     """Fit the profile that POLICY needs for a model."""

@@ -103,6 +103,12 @@ guidance_option = click.option(
     "--guidance", default=1.5, show_default=True, type=click.FloatRange(0), help="Guidance scale, 1 for none."
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ...")
+experts_option = click.option(
+    "--experts", default=0, show_default=True, type=click.IntRange(0), help="Make a dense model a mixture."
+)
+top_k_option = click.option(
+    "--top-k", default=8, show_default=True, type=click.IntRange(1), help="Experts per token, with --experts."
+)
 profile_option = click.option("--profile", multiple=True, type=FILE, help="Calibration profile; may be repeated.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one list of objects and nothing else.")
 

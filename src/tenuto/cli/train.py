@@ -15,10 +15,12 @@ def train() -> None:
 
 
 @train.command("mini-lm")
-@click.option("--attention", required=True, help='mha, mqa, gqa:kv_heads=2, mla:rank=64, or e.g. "mka:window=64".')
+@click.option(
+    "--attention", required=True, help='mha, gqa:kv_heads=2, mla:rank=64, olmoe:experts=8, "mka:window=64", ...'
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of weights and order of the data.")
 @click.option("--steps", type=click.IntRange(1), help="Of the optimiser [default: the size's own].")
-@click.option("--size", default="cpu", show_default=True, help="tiny, cpu or gpu.")
+@click.option("--size", default="cpu", show_default=True, help="tiny, cpu, moe or gpu.")
 @click.option("--threads", type=click.IntRange(1), help="Processor threads [default: torch's].")
 @device_option
 @click.option("--out", required=True, type=FOLDER, help="Folder of the model; the same command goes on after a stop.")

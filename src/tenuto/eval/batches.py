@@ -36,6 +36,7 @@ def batch_of(tokens: Tokens, facts: Facts, *, seed: int, step: int, rows: int, l
         if rng.randrange(FACTS) == 0:
             lines = [fact.line for fact in facts.draw(rng, min(max(length // TOKENS_PER_FACT, 1), MOST_FACTS))] * 2
             rng.shuffle(lines)
-            row = facts.bury(row, lines, rng)
+            room = facts.room(len(row), lines)
+            row = facts.bury(row, lines, sorted(rng.randint(0, room) for _ in lines))
         batch.append(row)
     return torch.tensor(batch, dtype=torch.int64)

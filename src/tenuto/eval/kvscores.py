@@ -9,9 +9,9 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from tenuto.eval.intervals import mean_interval
 from tenuto.eval.kvjob import Round
 from tenuto.eval.kvrun import KVRun, Score
-from tenuto.eval.quality import mean_interval
 from tenuto.eval.reading import Entry, Held
 from tenuto.eval.run import Timing
 from tenuto.eval.tasks.likelihood import AGREEMENT, KL, PERPLEXITY

@@ -1,8 +1,9 @@
 """A small decoder from transformers' own classes, the same number of parameters whatever its attention.
 
-Plain attentions are configurations: ``mha``, ``mqa``, ``gqa:kv_heads=2`` (Llama) and ``mla:rank=64`` (DeepSeek-V3 with
-dense layers only, which caches latents). Any other text is an attention of :mod:`tenuto.attention`, put on the ``mha``
-model. What an attention saves or adds in parameters, the width of the MLP makes up for.
+Plain attentions are configurations: ``mha``, ``mqa``, ``gqa:kv_heads=2`` (Llama), ``mla:rank=64`` (DeepSeek-V3 with
+dense layers only, which caches latents) and ``olmoe:experts=8`` (OLMoE: a mixture of experts). Any other text is an
+attention of :mod:`tenuto.attention`, put on the ``mha`` model. What an attention saves or adds in parameters, the width
+of the MLP makes up for.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tenuto.attention import ATTENTIONS, parse, retrofit
+from tenuto.attention import attentions, parse, retrofit
 from tenuto.attention.policy import Attention
 from tenuto.errors import InputError, PolicyError, closest
 
@@ -55,7 +56,8 @@ SIZES = {
     size.name: size
     for size in (
         Size(name="tiny", layers=2, width=32, heads=4, mlp=96, context=64, batch=4, steps=20, rate=3e-3),
-        Size(name="cpu", layers=4, width=192, heads=6, mlp=512, context=256, batch=8, steps=800, rate=3e-3),
+        Size(name="cpu", layers=4, width=192, heads=6, mlp=512, context=512, batch=4, steps=800, rate=3e-3),
+        Size(name="moe", layers=4, width=192, heads=6, mlp=1536, context=512, batch=4, steps=800, rate=2e-3),
         Size(name="gpu", layers=12, width=768, heads=12, mlp=2048, context=2048, batch=16, steps=4000, rate=6e-4),
     )
 }
@@ -119,7 +121,32 @@ def _mla(size: Size, vocabulary: int, mlp: int, rank: int) -> Any:
     )
 
 
-PLAIN: dict[str, str | None] = {"mha": None, "mqa": None, "gqa": "kv_heads", "mla": "rank"}
+def _olmoe(size: Size, vocabulary: int, mlp: int, experts: int) -> Any:
+    """A mixture of experts (OLMoE, https://arxiv.org/abs/2409.02060), two of which each token takes; all together are
+    as wide as the dense MLP."""
+    from transformers import OlmoeConfig, OlmoeForCausalLM
+
+    return OlmoeForCausalLM(
+        OlmoeConfig(
+            vocab_size=vocabulary,
+            hidden_size=size.width,
+            intermediate_size=mlp // experts,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            num_key_value_heads=size.heads,
+            num_experts=experts,
+            num_experts_per_tok=min(2, experts),
+            norm_topk_prob=True,
+            max_position_embeddings=POSITIONS,
+            tie_word_embeddings=True,
+            pad_token_id=None,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+
+
+PLAIN: dict[str, str | None] = {"mha": None, "mqa": None, "gqa": "kv_heads", "mla": "rank", "olmoe": "experts"}
 """Attentions that are a configuration, with the option each takes."""
 
 
@@ -173,6 +200,11 @@ def _maker(attention: str, size: Size, vocabulary: int) -> Callable[[int], Any]:
     name, given = attention.partition(":")[0], _option(attention)
     if name == "mla":
         return lambda mlp: _mla(size, vocabulary, mlp, given or size.head * 2)
+    if name == "olmoe":
+        experts = given or 8
+        if size.mlp % experts:
+            raise InputError(f"experts={experts} does not divide the {size.mlp} neurons of size {size.name}.")
+        return lambda mlp: _olmoe(size, vocabulary, mlp, experts)
     heads = {"mha": size.heads, "mqa": 1, "gqa": given or max(size.heads // 3, 1)}[name]
     if size.heads % heads:
         raise InputError(f"kv_heads={heads} does not divide the {size.heads} heads of size {size.name}.")
@@ -200,6 +232,6 @@ def _option(attention: str) -> int | None:
 def _parse(attention: str) -> Attention:
     """An attention of :mod:`tenuto.attention`."""
     name = attention.partition(":")[0]
-    if name not in ATTENTIONS:
-        raise PolicyError(f"Unknown attention {name!r}.{closest(name, [*PLAIN, *ATTENTIONS])}")
+    if name not in attentions():
+        raise PolicyError(f"Unknown attention {name!r}.{closest(name, [*PLAIN, *attentions()])}")
     return parse(attention)

@@ -7,20 +7,18 @@ number of pictures only, never with the FID of papers.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from scipy.stats import t as student
 from torch import nn
 from torch.nn.functional import conv2d
 
 from tenuto.errors import InputError, ModelError
 
-__all__ = ["FashionClassifier", "FashionJudge", "frechet", "mean_interval", "psnr", "ssim"]
+__all__ = ["FashionClassifier", "FashionJudge", "frechet", "psnr", "ssim"]
 
 FEATURES = 64
 WINDOW, SIGMA = 11, 1.5
@@ -110,17 +108,6 @@ def frechet(features: torch.Tensor, mean: torch.Tensor, cov: torch.Tensor) -> fl
     cross = torch.linalg.eigvalsh(root @ own_cov @ root).clamp(min=0).sqrt().sum()
     distance = ((own_mean - mean) ** 2).sum() + own_cov.trace() + cov.trace() - 2 * cross
     return max(float(distance), 0.0)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % Student t interval of the mean; None for fewer than two values."""
-    n = len(values)
-    if n < 2:
-        return None
-    mean = math.fsum(values) / n
-    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
-    half = float(student.ppf(0.975, n - 1)) * math.sqrt(variance / n)
-    return mean - half, mean + half
 
 
 class FashionJudge:

@@ -8,11 +8,12 @@ from statistics import median
 from rich.table import Table
 
 from tenuto.eval.kvrun import KVRun, Score
-from tenuto.eval.prompting import PromptRow
+from tenuto.eval.moerun import MoeRun
+from tenuto.eval.promptrun import PromptRun
 from tenuto.eval.run import Run, Timing
 from tenuto.eval.storing import StoreRow
 
-__all__ = ["kv_table", "prompt_cells", "prompt_table", "shadow_table", "store_table", "table"]
+__all__ = ["kv_table", "moe_table", "prompt_cells", "prompt_table", "shadow_table", "store_table", "table"]
 
 MEBI = 2**20
 DASH = "-"
@@ -110,10 +111,10 @@ def kv_table(runs: Sequence[KVRun]) -> Table:
     return shown
 
 
-def prompt_table(rows: Sequence[PromptRow]) -> Table:
+def prompt_table(rows: Sequence[PromptRun]) -> Table:
     """One row per way to read a prompt; losses in nats per token, intervals of paired means."""
     shown = Table(box=None, pad_edge=False)
-    titles = ("held", "bytes", "loss", "beyond none", "beyond SemToken", "facts", "first token s", "faster")
+    titles = ("held", "bytes", "loss", "beyond none", "beyond SemToken", "facts", "answers", "first token s", "faster")
     for title in ("text", "ratio", "way"):
         shown.add_column(title, no_wrap=True)
     for title in titles:
@@ -123,7 +124,7 @@ def prompt_table(rows: Sequence[PromptRow]) -> Table:
     return shown
 
 
-def prompt_cells(row: PromptRow) -> tuple[str, ...]:
+def prompt_cells(row: PromptRun) -> tuple[str, ...]:
     """What is shown of a row."""
     return (
         row.kind,
@@ -135,6 +136,7 @@ def prompt_cells(row: PromptRow) -> tuple[str, ...]:
         DASH if row.way == "none" else _with_interval(row.extra, row.extra_interval),
         DASH if row.way == "semtoken" else _with_interval(row.behind, row.behind_interval),
         f"{row.right:.2f}",
+        f"{row.answered:.2f}",
         f"{row.seconds:.2f}",
         f"{row.speedup:.2f}x",
     )
@@ -142,6 +144,43 @@ def prompt_cells(row: PromptRow) -> tuple[str, ...]:
 
 def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
     return f"{value:+.3f}" + (f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else "")
+
+
+def moe_table(runs: Sequence[MoeRun]) -> Table:
+    """One row per placement and selector; bytes are the largest of all ranks."""
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("placement, selector", no_wrap=True)
+    titles = (
+        "perplexity",
+        "KL",
+        "logits off",
+        "read",
+        "dropped",
+        "MiB",
+        "below",
+        "sent",
+        "tokens/s",
+        "stall s",
+        "load",
+    )
+    for title in titles:
+        shown.add_column(title, justify="right")
+    for run in runs:
+        shown.add_row(
+            run.policy,
+            f"{run.perplexity:.3f}",
+            f"{run.kl:.4f}",
+            f"{run.logit_gap:.1e}",
+            f"{run.read:.1%}",
+            _number(run.dropped, ".3f"),
+            _size(max(run.bytes_held)),
+            _size(max(run.bytes_below, default=0)),
+            f"{run.sent:,.0f} B",
+            f"{run.tokens_per_s:.1f}",
+            f"{run.stall_s:.2f}",
+            f"{run.balance:.2f}",
+        )
+    return shown
 
 
 def store_table(rows: Sequence[StoreRow]) -> Table:

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -34,6 +34,8 @@ __all__ = ["LOG", "Training", "TrainingLog", "load_trained", "read_log", "train"
 
 LOG, CHECKPOINT = "training.json", "checkpoint.pt"
 WARM_UP, FLOOR, CLIP, DECAY = 0.05, 0.1, 1.0, 0.1
+BALANCE = 0.01
+"""What a mixture's loss has of the load balancing loss of its routers."""
 EVERY = 100
 """Steps between two checkpoints."""
 
@@ -129,10 +131,11 @@ def load_trained(folder: Path, device: torch.device | str = "cpu") -> tuple[Any,
     if not log.finished:
         raise ModelError(f"{folder} is at step {log.done} of {log.steps}. Go on with: tenuto train mini-lm.")
     try:
-        if is_plain(log.attention):
-            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-        else:
-            model = load(folder)
+        with _quiet():
+            if is_plain(log.attention):
+                model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+            else:
+                model = load(folder)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except DAMAGED as error:
         raise ModelError(f"The model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
@@ -197,6 +200,8 @@ class _Trainer:
         self.model = build(log.attention, size, text.pieces, log.seed).to(device).train()
         self.log = TrainingLog(**{**asdict(log), "parameters": parameters(self.model)})
         self.optimiser = torch.optim.AdamW(_groups(self.model), lr=size.rate, betas=(0.9, 0.95))
+        mixture = getattr(self.model.config, "num_experts", 0)
+        self.routed = {"output_router_logits": True} if mixture else {}
         self.losses: list[float] = []
         self.seconds: list[float] = []
         self.cpu_seconds: list[float] = []
@@ -226,10 +231,10 @@ class _Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = self.size.rate * _schedule(step, self.log.steps)
         with _precision(self.device):
-            logits = self.model(input_ids=batch[:, :-1], use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
+            told = self.model(input_ids=batch[:, :-1], use_cache=False, **self.routed)
+        loss = torch.nn.functional.cross_entropy(told.logits.float().flatten(0, 1), batch[:, 1:].flatten())
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + BALANCE * told.aux_loss if self.routed else loss).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimiser.step()
         return float(loss.detach())
@@ -279,11 +284,24 @@ class _Trainer:
     def _finish(self) -> TrainingLog:
         """The model, then its tokenizer, then the log that says it is finished; then the checkpoint goes."""
         self.out.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(self.out)
+        with _quiet():
+            self.model.save_pretrained(self.out)
         self.text.tokenizer.save_pretrained(self.out)
         self._write_log(self.log.steps)
         (self.out / CHECKPOINT).unlink(missing_ok=True)
         return self._told(self.log.steps)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars for files."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _groups(model: Any) -> Iterator[dict[str, Any]]:

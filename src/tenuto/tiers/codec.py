@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +102,11 @@ class PageCodec:
             return keys, values
         except (KeyError, ValueError, RuntimeError, IndexError, TypeError, SafetensorError) as error:
             raise StoreError(f"A page's tensors are not those of the codec {self} ({error!r}).") from error
+
+    @staticmethod
+    def join(pages: Sequence[Tensors]) -> Tensors:
+        """Pages of one size and codec, without ``zstd``, as one whose layers are all theirs."""
+        return {name: torch.cat([page[name] for page in pages], int(name.endswith("_scales"))) for name in pages[0]}
 
 
 def _quantise(keys: torch.Tensor, values: torch.Tensor, bits: int) -> Tensors:

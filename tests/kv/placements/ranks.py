@@ -51,8 +51,7 @@ def compare(ranks: int, rank: int) -> dict[str, Any]:
     from test_sharded import MOE, mild, padded, written
     from transformers import DynamicCache
 
-    from tenuto.kv.placements import Expert, RoundRobin, open_mesh, shard
-    from tenuto.kv.placements.summary import Summary
+    from tenuto.kv.placements import Expert, RoundRobin, Schedule, Summary, open_mesh, shard
     from tenuto.testing.kv import follow, tokens
 
     mesh, out = open_mesh(ranks), {}
@@ -91,6 +90,15 @@ def compare(ranks: int, rank: int) -> dict[str, Any]:
     with shard(model, RoundRobin(page=4), mesh=mesh, selector=few) as run:
         got, facts = follow(model, run.cache(), prompt, steps), run.summary()
     out["selected"] = {"gap": float((got - alone).abs().max()), "alone": books["dropped_mass"], **facts}
+    gone = Schedule(resident=0.4, utility="h2o", slack=0, lossy=True)
+    lossy: dict[str, Any] = {"selector": few, "schedule": gone, "codec": "int8", "recent": 16}
+    long = tokens(120, rows=2)
+    with shard(model, RoundRobin(page=4), shards=ranks, **lossy) as run:
+        alone, books = follow(model, run.cache(), long, steps), run.summary()
+    with shard(model, RoundRobin(page=4), mesh=mesh, **lossy) as run:
+        got, facts = follow(model, run.cache(), long, steps), run.summary()
+    held = {"alone": books["bytes_held"], "alone_deleted": books["tokens_deleted"]}
+    out["lossy"] = {"gap": float((got - alone).abs().max()), **held, **facts}
     return out
 
 

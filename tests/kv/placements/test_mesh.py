@@ -34,6 +34,9 @@ def test_ranks_are_one(ranks: int, tmp_path: Path) -> None:
         assert result["selected"]["gap"] <= 1e-5
         assert abs(result["selected"]["dropped_mass"] - result["selected"]["alone"]) <= 1e-5
         assert 0 < result["selected"]["tokens_read"] < 0.31 * result["selected"]["tokens_held"]
+        assert result["lossy"]["gap"] <= 1e-5
+        assert result["lossy"]["tokens_deleted"] == result["lossy"]["alone_deleted"] > 0
+    assert sum(result["lossy"]["bytes_held"] for result in results) == results[0]["lossy"]["alone"]
     each = LAYERS * 5 * 2  # layers, steps, rows per rank: one gather of queries, keys, values, routers; one all-to-all
     gathered, sent = (HEADS + 2 * 2) * WIDTH * 4, ranks * HEADS * (4 * WIDTH + 4)
     assert results[0]["data_parallel"]["bytes_sent"] == each * (gathered + sent) + 2 * 5 * 2 * 4 * 4

@@ -1,6 +1,8 @@
-"""Demotion moves pages and changes nothing that is read; each utility lets the pages go that it says."""
+"""Demotion moves pages and changes nothing that is read; deletion is as if masked; each utility lets its pages go."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from test_sharded import mild
 from transformers import DynamicCache
 
 from tenuto.errors import AttachError, InputError, PolicyError, StoreError
-from tenuto.kv.placements import KeyCluster, RoundRobin, Schedule, Summary, shard
+from tenuto.kv.placements import Expert, KeyCluster, RoundRobin, Schedule, Summary, shard
 from tenuto.kv.placements.schedule import UTILITIES, Use
 from tenuto.testing.kv import follow, tokens
 from tenuto.tiers.host import HostTier
@@ -103,3 +105,68 @@ def test_what_cannot_be_is_said() -> None:
         Schedule(utility="lur")
     with pytest.raises(PolicyError, match="resident"):
         Schedule(resident=0)
+
+
+def indices(cache: Any) -> list[list[int]]:
+    """Numbers of the tokens held, per row of the first layer."""
+    return [sorted(n for n in table.index.flatten().tolist() if n >= 0) for table in cache.engine[0].tables]
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_deleted_tokens_are_as_if_masked(shards: int) -> None:
+    model, prompt, steps = mild("olmoe"), tokens(180), tokens(40, 1)
+    policy = Schedule(resident=0.4, utility="streaming_llm", slack=1, lossy=True)  # the same pages in every layer
+    plain, wanted, found = DynamicCache(config=model.config), [], []
+    with torch.no_grad():
+        wanted.append(model(prompt, past_key_values=plain).logits[:, -1])
+    with shard(model, RoundRobin(page=4), shards=shards, schedule=policy) as run, torch.no_grad():
+        cache, kept = run.cache(), []
+        found.append(model(prompt, past_key_values=cache).logits[:, -1])
+        for at in range(40):
+            kept.append(indices(cache)[0])
+            found.append(model(steps[:, at : at + 1], past_key_values=cache).logits[:, -1])
+        facts = run.summary()
+    assert kept[0] == list(range(180)), "a prompt is read in full"
+    assert len(kept[1]) < 120 and set(range(4)) <= set(kept[-1]) and set(range(219 - 64, 219)) <= set(kept[-1])
+    with torch.no_grad():
+        for at, numbers in enumerate(kept):
+            mask = torch.zeros(1, 181 + at, dtype=torch.int64)
+            mask[0, [*numbers, 180 + at]] = 1
+            place = torch.tensor([[180 + at]])
+            given = {"attention_mask": mask, "position_ids": place, "past_key_values": plain}
+            wanted.append(model(steps[:, at : at + 1], **given).logits[:, -1])
+    assert (torch.stack(found) - torch.stack(wanted)).abs().max() <= 1e-5
+    held = sum(len(row) for row in indices(cache))
+    assert facts["tokens_deleted"] == 3 * (220 - held) == 4 * facts["pages_deleted"] > 0
+    assert facts["bytes_held"] < 0.6 * facts["bytes_full"] and "bytes_below" not in facts
+
+
+@pytest.mark.parametrize("utility", UTILITIES)
+def test_deletion_keeps_to_its_share_with_any_utility_codec_and_placement(utility: str) -> None:
+    model, prompt, steps = mild("olmoe"), tokens(200, rows=2), tokens(30, 1, rows=2)
+    for placement in (RoundRobin(page=4), Expert(page=4)):
+        policy = Schedule(resident=0.5, utility=utility, slack=0, lossy=True)
+        all_held = Summary(keep=1.0)
+        with shard(model, placement, shards=2, selector=all_held, schedule=policy, codec="int8") as run:
+            cache = run.cache()
+            follow(model, cache, prompt, steps)
+            copies = [follow(model, c, tokens(3, 5, rows=2), tokens(4, 6, rows=2)) for c in (cache.fork(), cache)]
+            assert torch.equal(copies[0], copies[1])
+        for layer in cache.engine:
+            for table in layer.tables:
+                numbers = table.index[table.index >= 0]
+                assert len(numbers.unique()) == len(numbers), "no token twice"
+                full = int((table.counts == 4).sum())
+                assert full <= 0.5 * (full + int(table.gone.sum())) + 2, "the share is of all there ever were"
+                assert set(range(4)) | set(range(237 - 60, 237)) <= set(numbers.tolist()), "sinks and newest stay"
+
+
+def test_deletion_has_to_be_asked_for() -> None:
+    assert not Schedule().lossy
+    model = mild("llama")
+    with pytest.raises(InputError, match="selector=Summary"):
+        with shard(model, RoundRobin(), schedule=Schedule(utility="h2o", lossy=True)):
+            pass
+    with pytest.raises(InputError, match="not lossy"):
+        with shard(model, RoundRobin(), schedule=Schedule(lossy=True), tier=HostTier(2**20)):
+            pass

@@ -69,21 +69,30 @@ class Facts:
             for key, value in zip(draw_keys(rng, number), values, strict=True)
         ]
 
-    def bury(self, hay: Sequence[int], lines: Sequence[Sequence[int]], rng: random.Random) -> list[int]:
-        """``lines`` in order at random places of ``hay``, whose end is cut off: as long as ``hay`` was.
+    def bury(self, hay: Sequence[int], lines: Sequence[Sequence[int]], places: Sequence[int]) -> list[int]:
+        """``lines`` in order within ``hay``, whose end is cut off: as long as ``hay`` was.
 
-        Raises:
-            InputError: the lines are longer than the hay.
+        Args:
+            places: rising; how much of the hay is before each line, at most :meth:`room`.
         """
-        room = len(hay) - sum(map(len, lines))
-        if room < 0:
-            raise InputError(f"A row of {len(hay)} tokens is too short for its facts. Ask for fewer.")
         row: list[int] = []
         start = 0
-        for place, line in zip(sorted(rng.randint(0, room) for _ in lines), lines, strict=True):
+        for place, line in zip(places, lines, strict=True):
             row += [*hay[start:place], *line]
             start = place
-        return [*row, *hay[start:room]]
+        return [*row, *hay[start : self.room(len(hay), lines)]]
+
+    @staticmethod
+    def room(length: int, lines: Sequence[Sequence[int]]) -> int:
+        """Tokens of hay that stay in a row of this length.
+
+        Raises:
+            InputError: the lines are longer than the row.
+        """
+        room = length - sum(map(len, lines))
+        if room < 0:
+            raise InputError(f"A row of {length} tokens is too short for its facts. Ask for fewer.")
+        return room
 
     def _ids(self, text: str) -> list[int]:
         return [int(i) for i in self._tokenizer(text, add_special_tokens=False).input_ids]

@@ -28,9 +28,10 @@ from tenuto.eval.entry import Entry, cached
 from tenuto.eval.fitting import Fitted, profiles_for
 from tenuto.eval.folders import check_folder
 from tenuto.eval.grids import difference, grid, save_png
+from tenuto.eval.intervals import mean_interval
 from tenuto.eval.job import Job, labels_of
 from tenuto.eval.pipelines import ImageModel, load_model
-from tenuto.eval.quality import FashionJudge, mean_interval, psnr, ssim
+from tenuto.eval.quality import FashionJudge, psnr, ssim
 from tenuto.eval.records import file_name
 from tenuto.eval.rounds import Rounds
 from tenuto.eval.run import Run, Timing, read_runs, run_files, write_run

@@ -21,11 +21,12 @@ from tenuto.kv.placements.routes import Routes
 from tenuto.kv.placements.selector import Asked, Selector
 from tenuto.kv.placements.summary import centroid_logits
 
-__all__ = ["Affinity", "calibrate_affinity"]
+__all__ = ["NAME", "Affinity", "calibrate_affinity"]
 
 AWAY = 16
 """Tokens nearer than this to the query do not count: they are read anyway."""
-NAME = "affinity"
+NAME = "moe"
+"""Of profiles: ``tenuto calibrate moe`` makes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

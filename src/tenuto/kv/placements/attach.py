@@ -21,7 +21,7 @@ from tenuto.errors import AttachError, InputError
 from tenuto.kv.attach import give_caches, take_over
 from tenuto.kv.models import find_layout
 from tenuto.kv.offload.pool import Pool
-from tenuto.kv.placements.affinity import Affinity
+from tenuto.kv.placements.affinity import NAME, Affinity
 from tenuto.kv.placements.cache import ShardedCache
 from tenuto.kv.placements.exchange import Exchange, Local
 from tenuto.kv.placements.mesh import DataParallel, Replicated
@@ -31,6 +31,7 @@ from tenuto.kv.placements.routes import Routes
 from tenuto.kv.placements.schedule import Schedule
 from tenuto.kv.placements.selector import Selector
 from tenuto.kv.run import current
+from tenuto.tiers.codec import PageCodec
 from tenuto.tiers.host import HostTier
 from tenuto.tiers.tier import Tier
 
@@ -82,8 +83,9 @@ class ShardedRun:
 
     def summary(self) -> dict[str, Any]:
         """The last cache in numbers: bytes on this rank and of all shards, counted from tensors; what was sent;
-        what decoding read; ``dropped_mass``: the attention left out, mean over steps, layers, rows and heads, None
-        where it was not measured; ``balance``: the largest load of a shard against the mean."""
+        what decoding read, and what a lossy schedule deleted; ``dropped_mass``: the attention left out, mean over
+        steps, layers, rows and heads, None where it was not measured; ``balance``: the largest load of a shard against
+        the mean."""
         cache, traffic, exchange = self.last, self.plan.exchange.traffic, self.plan.exchange
         books = cache.books if cache else None
         dropped = books.dropped if books else []
@@ -105,6 +107,9 @@ class ShardedRun:
             "pages_read": books.pages_read if books else 0,
             "pages_held": books.pages_held if books else 0,
             **self._below(),
+            "codec": str(self.plan.codec),
+            "pages_deleted": books.pages_deleted if books else 0,
+            "tokens_deleted": books.tokens_deleted if books else 0,
             "dropped_mass": (sum(dropped) / len(dropped) if dropped else None) if sparse else 0.0,
             "balance": cache.balance if cache else 1.0,
         }
@@ -127,6 +132,27 @@ def _exchange(mesh: DeviceMesh | None, layout: str) -> Exchange:
     return Replicated(mesh) if layout == "replicated" else DataParallel(mesh)
 
 
+def _codec(name: str, recent: int) -> PageCodec:
+    codec = PageCodec.parse(name)
+    if codec.zstd:
+        raise InputError(f"codec={name!r}: pages in memory are read at every step. Give a codec without zstd.")
+    if recent < 0:
+        raise InputError(f"recent={recent}: give a number of tokens, 0 or more.")
+    return codec
+
+
+def _demotes(schedule: Schedule | None, selector: Selector | None) -> bool:
+    """Whether pages may go to a lower tier."""
+    if schedule is None:
+        return False
+    if schedule.lossy and schedule.estimated and selector is None:
+        raise InputError(
+            f"Schedule(utility={schedule.utility!r}, lossy=True) deletes what a selector gives little attention: give "
+            "selector=Summary(keep=1.0) to read all that is held, or utility='streaming_llm'."
+        )
+    return not schedule.lossy
+
+
 @contextmanager
 def shard(
     model: Any,
@@ -139,6 +165,8 @@ def shard(
     layout: Literal["replicated", "data_parallel"] = "replicated",
     schedule: Schedule | None = None,
     tier: Tier | None = None,
+    codec: str = "raw",
+    recent: int = 64,
 ) -> Iterator[ShardedRun]:
     """Run a transformers model on a sharded cache inside a ``with`` block.
 
@@ -150,26 +178,30 @@ def shard(
         selector: which pages a decoding step reads; None reads all and is exact.
         measure: measure the attention mass that a selector leaves out, which reads the keys of all tokens.
         schedule: which pages leave memory for the ``tier`` (by default the memory of this process); with it, the mass
-            that a selector leaves out is not measured.
+            that a selector leaves out is not measured. A lossy schedule deletes them, and changes the output.
+        codec: how full pages are held: ``raw`` (exact), ``fp8``, ``int8``, ``int4`` or ``delta8``; summaries and open
+            pages are not coded. recent: the newest tokens of a row; a page with one of them is not coded either.
         layout: ``replicated``: all ranks are given the same rows; ``data_parallel``: rows of their own, as many each.
 
     Raises:
         AttachError: no such model, attached already, or ranks that do not fit together.
-        InputError: a number of shards or a layout that is not allowed.
+        InputError: a number of shards, a layout, a codec or a schedule that is not allowed.
         StoreError: a rank does not answer (also from the model, while it runs).
     """
     exchange = _exchange(mesh, layout)
     count = exchange.ranks if shards is None else shards
     if count < 1 or count % exchange.ranks:
         raise InputError(f"shards={count} on {exchange.ranks} ranks: give a multiple of the ranks.")
-    if tier is not None and schedule is None:
-        raise InputError("tier= says where demoted pages go, and none are without schedule=. Give both, or neither.")
-    pool = None if schedule is None else Pool(tier or HostTier(2**62), None)
-    run = ShardedRun(model, Plan(placement, count, selector, measure, exchange, schedule, pool))
+    coded = _codec(codec, recent)
+    demotes = _demotes(schedule, selector)
+    if tier is not None and not demotes:
+        raise InputError("tier= says where demoted pages go: give a schedule= that is not lossy too, or neither.")
+    pool = Pool(tier or HostTier(2**62), None) if demotes else None
+    run = ShardedRun(model, Plan(placement, count, selector, measure, exchange, schedule, pool, coded, recent))
     if isinstance(selector, Affinity):
-        selector.profile.check("affinity", fingerprint(run.layout.decoder))
+        selector.profile.check(NAME, fingerprint(run.layout.decoder))
     name = f"{type(model).__name__} {fingerprint(run.layout.decoder)}"
-    exchange.agree(f"{name} with {placement}, {selector}, {schedule}, {count} shards")
+    exchange.agree(f"{name} with {placement}, {selector}, {schedule}, {coded} but {recent}, {count} shards")
     with ExitStack() as stack:
         take_over(stack, run)
         if run.plan.routed:

@@ -186,20 +186,48 @@ class ShardedLayer(EngineLayer):
         table.below &= ~coming
         pool.books.stall_s += time.perf_counter() - start
 
-    def _settle(self, row: int) -> None:
-        """Demote what there is no room for."""
+    def _settle(self, row: int, decoding: bool) -> None:
+        """Encode what is full and old; demote or delete what there is no room for."""
         table, plan = self.tables[row], self.plan
-        if plan.schedule is None or plan.pool is None:
-            return
         full = table.counts == table.page
+        if not plan.codec.exact:
+            self._encode(row, full & (table.index.amax(-1) < self.seen[row] - plan.recent))
+        schedule = plan.schedule
+        if schedule is None or (schedule.lossy and not decoding):
+            return
+        movable = ~table.below & (table.coded | plan.codec.exact)  # a page goes below as it will be read
+        use, deleted = table.use(), []
         for shard in range(plan.shards):
             mine = full & (table.shard == shard)
-            going = plan.schedule.demoted(table.use(), mine & ~table.below, int(mine.sum()))
-            if len(going):
+            pages = int(mine.sum()) + int(table.gone[shard])
+            going = schedule.demoted(use, mine & (~table.below if schedule.lossy else movable), pages)
+            if schedule.lossy:
+                deleted.append(going)
+            elif len(going) and plan.pool is not None:
                 table.below[going] = True
                 if shard in self.shelves[row]:
                     local = torch.searchsorted(table.of(shard), going).tolist()
                     self.shelves[row][shard].demote(local, plan.pool)
+        if deleted and len(lost := torch.cat(deleted)):
+            self.books.pages_deleted += len(lost)
+            self.books.tokens_deleted += len(lost) * table.page
+            shards = table.shard
+            self._keep(row, shards, table.delete(lost))
+
+    def _encode(self, row: int, old: torch.Tensor) -> None:
+        """Hold ``old [pages]`` bool through the codec, those that are raw in memory."""
+        table = self.tables[row]
+        going = old & ~table.coded
+        if not bool(going.any()):
+            return
+        table.coded = table.coded | going
+        for shard, shelf in self.shelves[row].items():
+            shelf.encode(going[table.of(shard)].nonzero()[:, 0].tolist())
+
+    def _keep(self, row: int, shards: torch.Tensor, stay: torch.Tensor) -> None:
+        """On this rank's shelves, only the pages that ``stay [pages]``; ``shards`` are all pages'."""
+        for shard, shelf in self.shelves[row].items():
+            shelf.keep(stay[shards == shard])
 
     def _visits(
         self, query: torch.Tensor, like: torch.Tensor, scaling: float, softcap: float | None, mine: slice
@@ -238,7 +266,7 @@ class ShardedLayer(EngineLayer):
             needs = plan.selector.needs if plan.selector else ()
             self.tables = [Table(plan.placement.page, plan.shards, keys.device, needs) for _ in keys]
             self.shelves = [
-                {shard: Shelf(plan.placement.page, k, v) for shard in plan.mine}
+                {shard: Shelf(plan.placement.page, k, v, plan.codec) for shard in plan.mine}
                 for k, v in zip(keys, values, strict=True)
             ]
             self.seen = [0] * len(keys)
@@ -261,7 +289,7 @@ class ShardedLayer(EngineLayer):
                     local = torch.searchsorted(pages, page[here])
                     shelf.put(len(pages), local, slot[here], key[:, here], value[:, here])
             self.seen[row] += len(at)
-            self._settle(row)
+            self._settle(row, valid.shape[1] == 1)
         self.columns += valid.shape[1]
 
     # Rows and rollback.
@@ -283,16 +311,14 @@ class ShardedLayer(EngineLayer):
         """Forget the newest tokens of each row.
 
         Raises:
-            AttachError: pages have summaries, or may be in a lower tier.
+            AttachError: pages have summaries or are coded, or may be in a lower tier.
         """
         if self.plan.schedule is not None:
             raise AttachError("Tokens cannot be taken back where pages are demoted: leave out schedule= for this.")
         for row, table in enumerate(self.tables):
             self.seen[row] -= count
             shards = table.shard
-            stay = table.crop(self.seen[row])
-            for shard, shelf in self.shelves[row].items():
-                shelf.keep(stay[shards == shard])
+            self._keep(row, shards, table.crop(self.seen[row]))
         self.columns -= count
 
     def reset(self) -> None:

@@ -11,8 +11,11 @@ from tenuto.kv.placements.exchange import Exchange
 from tenuto.kv.placements.placement import Placement
 from tenuto.kv.placements.schedule import Schedule
 from tenuto.kv.placements.selector import Selector
+from tenuto.tiers.codec import PageCodec
 
 __all__ = ["Books", "Plan", "Step"]
+
+RAW = PageCodec()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,6 +28,7 @@ class Plan:
             schedule, which would fetch them).
         exchange: the way to the other ranks.
         schedule: which pages leave memory, None: none do; pool: the way to the tier they go to.
+        codec: how full pages are held once all their tokens are older than the ``recent`` last ones of their row.
     """
 
     placement: Placement
@@ -34,6 +38,8 @@ class Plan:
     exchange: Exchange
     schedule: Schedule | None = None
     pool: Pool | None = None
+    codec: PageCodec = RAW
+    recent: int = 64
 
     @property
     def mine(self) -> range:
@@ -56,6 +62,7 @@ class Books:
 
     Attributes:
         tokens_read, tokens_held, pages_read, pages_held: added up; the new token is not among them.
+        pages_deleted, tokens_deleted: by a lossy schedule, of all shards.
         dropped: attention mass left out, one mean over rows and heads per layer and step, where it is measured.
     """
 
@@ -63,6 +70,8 @@ class Books:
     tokens_held: int = 0
     pages_read: int = 0
     pages_held: int = 0
+    pages_deleted: int = 0
+    tokens_deleted: int = 0
     dropped: list[float] = field(default_factory=list)
 
 

@@ -2,6 +2,7 @@
 
 PiKV's list of schedulers, each as a utility of a page: the pages of the lowest utility are demoted, and come back when
 they are read. Nothing is deleted, so what is read is exact whatever the utility; a bad one only fetches more.
+With ``lossy=True`` they are deleted, as PiKV's schedulers do: that changes the output, and has to be asked for.
 
 Every rank computes the same utilities from the same page tables, so all know which pages are below.
 
@@ -78,6 +79,7 @@ class Schedule:
         resident: share of a shard's full pages that stay in memory, in (0, 1].
         utility: a name of ``UTILITIES``.
         slack: pages above that which are let be, so that memory is not rearranged at every step.
+        lossy: delete instead of demoting, in decoding steps; never the first 4 and last 64 tokens.
 
     Raises:
         PolicyError: a number or name that is not allowed.
@@ -86,6 +88,7 @@ class Schedule:
     resident: float = 0.5
     utility: str = "lru"
     slack: int = 4
+    lossy: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.resident <= 1 or self.slack < 0:
@@ -96,15 +99,23 @@ class Schedule:
         if self.utility not in UTILITIES:
             raise PolicyError(f"Schedule: utility={self.utility!r} is unknown.{closest(self.utility, UTILITIES)}")
 
+    @property
+    def estimated(self) -> bool:
+        """Whether the utility goes by attention as a selector estimates it."""
+        return self.utility in ("h2o", "quest", "adakv", "duo")
+
     def demoted(self, use: Use, held: torch.Tensor, pages: int) -> torch.Tensor:
         """Which pages leave memory, their numbers; of the full ones in memory, ``held [pages]`` bool.
 
         Args:
-            pages: full pages of the shard, in memory or below.
+            pages: full pages of the shard, in memory, below or deleted.
         """
         most = max(int(self.resident * pages), 1)
         there = held.nonzero()[:, 0]
         if len(there) <= most + self.slack:
             return there[:0]
+        more = len(there) - most
+        if self.lossy:
+            there = there[_edges(use)[there] == 0]
         worth = UTILITIES[self.utility](use)[there]
-        return there[worth.argsort(stable=True)[: len(there) - most]].sort().values
+        return there[worth.argsort(stable=True)[:more]].sort().values

@@ -87,7 +87,7 @@ class Selector(ABC):
         """Which slots are read ``[pages, page]`` bool, of a row of ``seen`` tokens; ``score [pages]``."""
         held = table.index >= 0
         always = held & ((table.index < self.sinks) | (table.index >= seen - self.window))
-        left = max(int(self.keep * seen) - int(always.sum()), 0)
+        left = max(int(self.keep * int(held.sum())) - int(always.sum()), 0)
         sizes = (held & ~always).sum(-1)
         order = score.masked_fill(sizes == 0, float("-inf")).argsort(descending=True, stable=True)
         fits = order[sizes[order].cumsum(0) <= left]

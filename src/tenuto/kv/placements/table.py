@@ -28,7 +28,8 @@ class Table:
         summaries: by name: ``total`` (sum of keys), ``least``, ``most`` (per channel) ``[pages, kv_heads, head_dim]``
             float32; ``experts``: tokens of each expert ``[pages, experts]`` float32.
         memory: what the placement remembers.
-        below: pages that are in a lower tier only ``[pages]`` bool.
+        below: pages that are in a lower tier only ``[pages]`` bool; coded: that are held through a codec.
+        gone: full pages of each shard that were deleted ``[shards]`` int64.
         usage: how pages were used, by the names of :class:`Use` ``[pages]`` float32; step: decoding steps so far.
     """
 
@@ -38,7 +39,8 @@ class Table:
         self.shard = self.kind = torch.zeros(0, dtype=torch.int64, device=device)
         self.summaries: dict[str, torch.Tensor] = {}
         self.memory: torch.Tensor | None = None
-        self.below = torch.zeros(0, dtype=torch.bool, device=device)
+        self.below = self.coded = torch.zeros(0, dtype=torch.bool, device=device)
+        self.gone = torch.zeros(shards, dtype=torch.int64, device=device)
         self.usage = {name: torch.zeros(0, device=device) for name in ("last", "count", "mass", "share")}
         self.step = 0
         self.open: dict[tuple[int, int], int] = {}
@@ -90,8 +92,11 @@ class Table:
             self.shard = torch.cat([self.shard, self.shard.new_full((count,), shard)])
             self.kind = torch.cat([self.kind, self.kind.new_full((count,), kind)])
             self.below = torch.cat([self.below, self.below.new_zeros(count)])
+            self.coded = torch.cat([self.coded, self.coded.new_zeros(count)])
+            mean = float(self.usage["mass"].mean()) if len(self.usage["mass"]) else 0.0
+            first = {"last": float(self.step), "mass": mean}  # nothing is known of a new page: it is an ordinary one
             for name, column in self.usage.items():
-                self.usage[name] = torch.cat([column, column.new_full((count,), self.step if name == "last" else 0)])
+                self.usage[name] = torch.cat([column, column.new_full((count,), first.get(name, 0.0))])
 
     def _summarise(self, page: torch.Tensor, keys: torch.Tensor, experts: torch.Tensor | None) -> None:
         at = page[:, None, None].expand_as(keys)
@@ -130,19 +135,35 @@ class Table:
         """Forget tokens from number ``length`` on; gives which pages stay ``[pages]`` bool.
 
         Raises:
-            AttachError: pages have summaries, which cannot forget.
+            AttachError: pages have summaries, which cannot forget, or the tokens are in coded pages.
         """
         if self.needs:
             raise AttachError(
                 "Tokens cannot be taken back from pages with summaries: assisted decoding needs selector=None."
             )
+        if bool((self.coded & (self.index.amax(-1) >= length)).any()):
+            raise AttachError("Tokens cannot be taken back from coded pages: give a larger recent=, or codec='raw'.")
         self.index = self.index.masked_fill(self.index >= length, -1)
         stay = self.counts > 0
+        self.keep(stay)
+        return stay
+
+    def keep(self, stay: torch.Tensor) -> None:
+        """Only these pages, ``[pages]`` bool."""
         self.index, self.shard, self.kind = self.index[stay], self.shard[stay], self.kind[stay]
-        self.below, self.usage = self.below[stay], {name: column[stay] for name, column in self.usage.items()}
+        self.below, self.coded = self.below[stay], self.coded[stay]
+        self.usage = {name: column[stay] for name, column in self.usage.items()}
+        self.summaries = {name: tensor[stay] for name, tensor in self.summaries.items()}
         self.open = {}
         for number, group in enumerate(zip(self.shard.tolist(), self.kind.tolist(), strict=True)):
             self.open[group] = max(self.open.get(group, 0), number)
+
+    def delete(self, going: torch.Tensor) -> torch.Tensor:
+        """Forget full pages for good, by their numbers; gives which stay ``[pages]`` bool."""
+        self.gone = self.gone.index_add(0, self.shard[going], torch.ones_like(going))
+        stay = torch.ones_like(self.below)
+        stay[going] = False
+        self.keep(stay)
         return stay
 
     def copied(self) -> Table:
@@ -152,10 +173,11 @@ class Table:
         other.summaries = {name: tensor.clone() for name, tensor in self.summaries.items()}
         other.memory, other.open = self.memory, dict(self.open)
         other.below, other.usage, other.step = self.below.clone(), dict(self.usage), self.step
+        other.coded, other.gone = self.coded, self.gone
         return other
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What is held, by name."""
-        named = {"index": self.index, "shard": self.shard, "kind": self.kind, "below": self.below}
+        named = {"index": self.index, "shard": self.shard, "kind": self.kind, "below": self.below, "coded": self.coded}
         named |= {**self.summaries, **self.usage}
         return named if self.memory is None else {**named, "memory": self.memory}
