@@ -1,11 +1,11 @@
-"""What FastMKA's moving averages cost: against two projections, and in a training step against GQA.
+"""What FastMKA's moving averages cost: against two projections, and in training and decoding against GQA.
 
     python benchmarks/attention_scan.py [--tokens 4096 --width 1024 --repeats 7 --train-tokens 1024 --train-repeats 5
             --kv-heads 2]
 
 CPU seconds of one thread, forward and backward, median and range of repeats taken in turn after one that is not
 counted. "Mixed" is what FastMKA runs: the routed sum of keys, values and their averages at three horizons, without
-forming them; "all levels" forms them. The model of the second table is a Llama of random weights, width 512, 4 layers,
+forming them; "all levels" forms them. The model of the other tables is a Llama of random weights, width 512, 4 layers,
 8 query heads, vocabulary 256; it is trained on random bytes, since only time is asked for.
 """
 
@@ -15,14 +15,15 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from tenuto.attention import FastMKA, ShortConv, retrofit
 from tenuto.attention.scan import ema_mix, ema_scan
 
-HORIZONS, HEAD = 3, 64
+HORIZONS, HEAD, DECODED = 3, 64, 32
 
 
 def parts(tokens: int, width: int) -> dict[str, Callable[[], None]]:
@@ -48,11 +49,10 @@ def parts(tokens: int, width: int) -> dict[str, Callable[[], None]]:
     return {"K and V projections": projections, "averages, mixed": mixed, "averages, all levels": levels}
 
 
-def models(tokens: int, kv_heads: int) -> dict[str, Callable[[], None]]:
-    """A training step, optimiser included, of a small model with each attention."""
-    ids = torch.randint(0, 256, (1, tokens))
-
-    def step_of(attention: FastMKA | ShortConv | None) -> Callable[[], None]:
+def models(tokens: int, kv_heads: int) -> dict[str, Any]:
+    """A small model with each attention."""
+    made = dict[str, Any]()
+    for name, attention in {"plain": None, "FastMKA": FastMKA(horizons=HORIZONS), "ShortConv": ShortConv()}.items():
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=256,
@@ -63,19 +63,36 @@ def models(tokens: int, kv_heads: int) -> dict[str, Callable[[], None]]:
             num_key_value_heads=kv_heads,
             max_position_embeddings=2 * tokens,
         )
-        model = LlamaForCausalLM(config).train()
-        if attention:
-            model = retrofit(model, attention)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        model = LlamaForCausalLM(config)
+        made[name] = retrofit(model, attention) if attention else model
+    return made
 
-        def step() -> None:
-            optimiser.zero_grad()
-            model(ids, labels=ids, use_cache=False).loss.backward()
-            optimiser.step()
 
-        return step
+def training(model: Any, tokens: int) -> Callable[[], None]:
+    """A step, optimiser included."""
+    ids = torch.randint(0, 256, (1, tokens))
+    optimiser = torch.optim.AdamW(model.train().parameters(), lr=1e-4)
 
-    return {"plain": step_of(None), "FastMKA": step_of(FastMKA(horizons=HORIZONS)), "ShortConv": step_of(ShortConv())}
+    def step() -> None:
+        optimiser.zero_grad()
+        model(ids, labels=ids, use_cache=False).loss.backward()
+        optimiser.step()
+
+    return step
+
+
+def decoding(model: Any, tokens: int) -> Callable[[], None]:
+    """``DECODED`` tokens, one after another, in a cache that holds so many."""
+    cache, token = DynamicCache(config=model.eval().config), torch.zeros(1, 1, dtype=torch.int64)
+    with torch.no_grad():
+        model(torch.randint(0, 256, (1, tokens)), past_key_values=cache)
+
+    @torch.no_grad()
+    def decode() -> None:
+        for _ in range(DECODED):
+            model(token, past_key_values=cache)
+
+    return decode
 
 
 def table(title: str, run: dict[str, Callable[[], None]], repeats: int, tokens: int) -> None:
@@ -113,12 +130,12 @@ def main() -> None:
     table(
         f"{given.tokens:,} tokens, width {given.width:,}", parts(given.tokens, given.width), given.repeats, given.tokens
     )
-    table(
-        f"training step, {given.train_tokens:,} tokens, {given.kv_heads} KV heads",
-        models(given.train_tokens, given.kv_heads),
-        given.train_repeats,
-        given.train_tokens,
-    )
+    tokens = given.train_tokens
+    made, shape = models(tokens, given.kv_heads), f"{given.kv_heads} KV heads"
+    steps = {name: training(model, tokens) for name, model in made.items()}
+    table(f"training step, {tokens:,} tokens, {shape}", steps, given.train_repeats, tokens)
+    steps = {name: decoding(model, tokens) for name, model in made.items()}
+    table(f"{DECODED} tokens after {tokens:,}, {shape}", steps, given.train_repeats, DECODED)
 
 
 if __name__ == "__main__":

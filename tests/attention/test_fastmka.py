@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from retrofitted import SHAPE, call, plain, stir, tokens
+from transformers import DynamicCache
 
-from tenuto.attention import FastMKA, attention_of, parse, retrofit, watch
+from tenuto.attention import FastMKA, attention_of, held, parse, retrofit, watch
 from tenuto.attention.policy import shares
 from tenuto.errors import PolicyError
 
@@ -45,6 +46,15 @@ def test_the_router_can_be_read_out() -> None:
     found = shares(usage[0])
     assert list(found) == ["own", "ema1", "ema2"] and usage[0]["tokens"] == 32
     assert torch.allclose(torch.tensor(list(found.values())).sum(0), torch.ones(6))
+
+
+@torch.no_grad()
+def test_in_half_precision_the_averages_stay_single() -> None:
+    model, ids, cache = plain().to(torch.bfloat16), tokens(1, 20), DynamicCache()
+    before = model(ids).logits
+    assert torch.equal(retrofit(model, FastMKA())(ids, past_key_values=cache).logits, before)
+    assert {layer.state.ema.dtype for layer in cache.layers} == {torch.float32}
+    assert held(cache)["device"] == 2 * model.model.layers[0].self_attn.heads.formula(20, 2)["device"]
 
 
 def test_numbers_out_of_range() -> None:

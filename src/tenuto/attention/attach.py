@@ -25,7 +25,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from tenuto.attention.cache import state_in
 from tenuto.attention.named import parse
-from tenuto.attention.policy import Attention, Call, Heads, Shape
+from tenuto.attention.policy import Attention, Call, Heads, Rotate, Shape
 from tenuto.errors import AttachError, InputError, ModelError
 
 __all__ = ["Retrofitted", "added", "attention_of", "load", "retrofit", "watch"]
@@ -77,7 +77,7 @@ class Retrofitted(nn.Module):
             number=number,
             before=before,
             normalise=self._normalise,
-            rotate=self._rotate,
+            rotate=self._rotation(),
             scale=self.scaling,
         )
         out = self.heads(call, state)
@@ -95,10 +95,17 @@ class Retrofitted(nn.Module):
         norms: Any = dict(self.named_children())
         return (norms["q_norm"](q), norms["k_norm"](k)) if "q_norm" in norms else (q, k)
 
-    def _rotate(self, x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        cos, sin = self._rotary[0](x, at.clamp(min=0))
-        turned: torch.Tensor = self._apply_rotary(x, x[:, :1], cos, sin)[0]
-        return turned
+    def _rotation(self) -> Rotate:
+        """Rotate at given numbers; angles are kept for one call, since queries and keys have the same."""
+        angles: list[torch.Tensor] = []
+
+        def rotate(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+            if not angles or angles[0] is not at:
+                angles[:] = at, *self._rotary[0](x, at.clamp(min=0))
+            turned: torch.Tensor = self._apply_rotary(x, x[:, :1], *angles[1:])[0]
+            return turned
+
+        return rotate
 
 
 def _numbers(

@@ -21,7 +21,7 @@ from torch import nn
 
 from tenuto.errors import AttachError, PolicyError, closest
 
-__all__ = ["Attention", "Call", "Heads", "Shape", "State", "shares"]
+__all__ = ["Attention", "Call", "Heads", "Rotate", "Shape", "State", "shares"]
 
 Rotate = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

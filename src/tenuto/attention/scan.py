@@ -68,13 +68,16 @@ def ema_mix(
     log = -1 / horizon
     share = -torch.expm1(log)
     scaled = weight[..., 1:] / _mass(log, number).transpose(2, 3)
+    start = _zeros(x, horizon, start)
+    if tokens == 1:  # decoding: what follows, without its parts
+        last = torch.exp(log)[..., None] * start + share[..., None] * x
+        return torch.addcmul(scaled @ last, x, weight[..., :1]), last
     if rest < size:
         x, weight, scaled = (pad(value, (0, 0, 0, size - rest)) for value in (x, weight, scaled))
     x, weight, scaled = (value.reshape(batch, heads, count, size, -1) for value in (x, weight, scaled))
 
     inside = share[:, :, None, None] * _powers(log, size)  # [heads, horizons, chunk, chunk]
     ends = inside[None, :, None, :, -1] @ x[:, :, :-1]  # [batch, heads, chunks - 1, horizons, channels]
-    start = _zeros(x, horizon, start)
     carried = start[:, :, None]
     if count > 1:
         later = _decayed_sums(ends.transpose(2, 3), size * log, start, chunk)
