@@ -69,7 +69,6 @@ class PiAttention(Attention):
         for given, allowed in ((self.variant, VARIANTS), (self.backend, BACKENDS)):
             if given not in allowed:
                 raise PolicyError(f"pi does not know {given!r}.{closest(given, allowed)}")
-
         if self.last and self.variant != "multiples":
             raise PolicyError(f"last={self.last} was given with variant={self.variant}. It belongs to multiples.")
         if self.variant == "single" and self.stride < self.window:
