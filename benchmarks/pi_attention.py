@@ -150,7 +150,7 @@ def decode(repeats: int) -> None:
 def tiny(attention: PiAttention | None, layers: int = 2) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VALUES + FILLERS + 1,
+        vocab_size=VALUES + FILLERS,
         hidden_size=48,
         intermediate_size=96,
         num_hidden_layers=layers,
@@ -183,39 +183,37 @@ def blind() -> None:
 
 
 def haystack(rows: int, distances: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of fillers with one value at a distance from the end, which asks for it."""
+    """Rows of fillers with one value at a distance from the end; to be told at every token from there on."""
     ids = VALUES + torch.randint(FILLERS, (rows, LENGTH), generator=generator)
-    values = torch.randint(VALUES, (rows,), generator=generator)
-    ids[torch.arange(rows), LENGTH - 1 - distances] = values
-    ids[:, -1] = VALUES + FILLERS
-    return ids, values
+    values = torch.randint(VALUES, (rows, 1), generator=generator)
+    ids.scatter_(1, LENGTH - 1 - distances[:, None], values)
+    told = torch.arange(LENGTH) >= LENGTH - 1 - distances[:, None]
+    return ids, torch.where(told, values, -100)
 
 
 def needle(steps: int) -> None:
-    """Two layers trained to name the one value in the row: recall by distance modulo the stride, chance 1/16."""
+    """Two layers trained to tell the one value that was seen: recall at the last token, chance 1/16."""
     rows, stride = [], BLIND[0].stride
     for attention in (None, *BLIND):
         model, generator = tiny(attention), torch.Generator().manual_seed(1)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-        for _ in trange(steps, desc=str(attention), leave=False):
+        for _ in (bar := trange(steps, desc=str(attention), leave=False)):
             ids, values = haystack(BATCH, torch.randint(1, LENGTH, (BATCH,), generator=generator), generator)
-            hidden = model.model(ids, use_cache=False).last_hidden_state[:, -1]
-            loss = cross_entropy(model.lm_head(hidden), values)
+            loss = cross_entropy(model(ids, use_cache=False).logits.flatten(0, 1), values.flatten())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             rate.step()
+            bar.set_postfix(loss=f"{loss.item():.2f}")
         right = torch.zeros(LENGTH)
         with torch.no_grad():
             for _ in range(16):
                 ids, values = haystack(LENGTH - 1, torch.arange(1, LENGTH), generator)
-                hidden = model.model(ids, use_cache=False).last_hidden_state[:, -1]
-                right[1:] += (model.lm_head(hidden).argmax(-1) == values) / 16
+                right[1:] += (model(ids, use_cache=False).logits[:, -1].argmax(-1) == values[:, -1]) / 16
         found = [right[stride + residue :: stride].mean() for residue in range(stride)]
-        rows.append(
-            [f"`{attention or 'all keys'}`", *(f"{value:.0%}" for value in found), f"{right[stride:].mean():.0%}"]
-        )
+        name = f"`{attention or 'all keys'}`"
+        rows.append([name, *(f"{value:.0%}" for value in found), f"{right[stride:].mean():.0%}"])
     print(
         f"Recall of a needle {stride} to {LENGTH - 1} tokens back, by distance modulo {stride}, after {steps} steps:\n"
     )
