@@ -25,10 +25,9 @@ class Covered:
     """What is reached after some layers.
 
     Attributes:
-        layers: how many; distances: reached, of ``context``; farthest: the largest of them, in tokens;
-        gap: the smallest distance that is not reached, ``context`` if there is none;
-        paper: the paper's receptive field, in tokens;
-        guarantee: all distances up to it are reached, in closed form (:func:`guaranteed`), None where there is none.
+        layers: how many; distances: how many are reached; farthest: the largest of them, in tokens; gap: the smallest
+            distance that is not reached, the context if there is none; paper: the paper's receptive field, in tokens;
+            guarantee: all distances up to it are reached, by a closed form (:func:`guaranteed`), None without one.
     """
 
     layers: int

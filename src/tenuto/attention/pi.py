@@ -26,7 +26,7 @@ from tenuto.attention.pi_backends import BACKENDS, masked, step
 from tenuto.attention.pi_pattern import VARIANTS, Pattern, coprime_strides
 from tenuto.attention.pi_reshape import Pair
 from tenuto.attention.policy import Attention, Call, Heads, Shape, State
-from tenuto.errors import PolicyError, closest
+from tenuto.errors import AttachError, PolicyError, closest
 
 __all__ = ["PiAttention", "PiHeads", "PiState"]
 
@@ -69,7 +69,6 @@ class PiAttention(Attention):
         for given, allowed in ((self.variant, VARIANTS), (self.backend, BACKENDS)):
             if given not in allowed:
                 raise PolicyError(f"pi does not know {given!r}.{closest(given, allowed)}")
-
         if self.last and self.variant != "multiples":
             raise PolicyError(f"last={self.last} was given with variant={self.variant}. It belongs to multiples.")
         if self.variant == "single" and self.stride < self.window:
@@ -126,7 +125,10 @@ class PiState(State):
         if columns == 0 or self.k is None or self.v is None or self.count is None:
             return
         if self.bounded:
-            State.crop(self, columns)
+            raise AttachError(
+                f"The last {columns} tokens cannot be taken out of a cache that has dropped those before them. "
+                "Use greedy, sampled or beam decoding, not assisted decoding, or a pattern without `last`."
+            )
         self.seen = max(self.seen - columns, 0)
         self.count = self.count - columns
         self.k, self.v = (x[:, :, : _roomy(self.seen)].clone() for x in (self.k, self.v))

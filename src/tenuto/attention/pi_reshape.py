@@ -22,7 +22,7 @@ from tenuto.attention.pi_pattern import Pattern
 __all__ = ["reshape"]
 
 BLOCK = 128  # queries, the fastest of 32, 64, 128 and 256 with a window of 256
-FEW = 8  # as many skips or fewer are taken one by one
+FEW = 4  # as many skips or fewer are taken one by one
 FUSED = "cpu"  # the device with an operation that gives the log-sum-exp; others multiply matrices
 NONE = 1e30  # a log-sum-exp that makes every probability of a row zero
 
@@ -42,8 +42,8 @@ def reshape(
     Returns:
         The output like ``q``, and the share of near keys in each softmax ``[batch, heads, tokens]``, without gradient.
     """
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    if (group := q.shape[1] // k.shape[1]) > 1:
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     apply: Any = _Joined.apply
     found: Pair = apply(q, k, v, bias, pattern, scale)
     return found
@@ -80,7 +80,13 @@ def _attend_back(
 
 
 class _Part(ABC):
-    """A part of the union. All tensors are ``[rows, tokens, head_dim]``, log-sum-exps ``[rows, tokens]``."""
+    """A part of the union. All tensors are ``[rows, tokens, head_dim]``, log-sum-exps ``[rows, tokens]``.
+
+    Attributes:
+        late: the first query with a key in it; outputs and gradients of queries begin there.
+    """
+
+    late: int = 0
 
     @abstractmethod
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Pair:
@@ -88,7 +94,12 @@ class _Part(ABC):
 
     @abstractmethod
     def backward(self, grad: torch.Tensor, given: Three, out: torch.Tensor, lse: torch.Tensor, scale: float) -> Three:
-        """Gradients of q, k, v."""
+        """Gradients of q, and of as many of the first k and v as are seen."""
+
+
+def _padded(x: torch.Tensor, before: int, after: int) -> torch.Tensor:
+    """Zeros before and after the tokens ``[rows, tokens, ...]``, no copy where there are none."""
+    return pad(x, ((0, 0) * (x.dim() - 2) + (before, after))) if before or after else x
 
 
 def _additive(allowed: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -110,12 +121,11 @@ class _Band(_Part):
         self.allowed = ((k <= q) & (q - k < window) & (k + start >= 0))[None]
 
     def _queries(self, x: torch.Tensor) -> torch.Tensor:
-        rest = (0, 0) * (x.dim() - 2)
-        return pad(x, (*rest, 0, self.after)).reshape(len(x), self.blocks, self.block, *x.shape[2:])
+        return _padded(x, 0, self.after).reshape(len(x), self.blocks, self.block, *x.shape[2:])
 
     def _keys(self, x: torch.Tensor) -> torch.Tensor:
         rows, _, width = x.shape
-        whole = pad(x, (0, 0, self.before, self.after)).contiguous()
+        whole = _padded(x, self.before, self.after).contiguous()
         size = (rows, self.blocks, self.before + self.block, width)
         return whole.as_strided(size, (whole.stride(0), self.block * width, width, 1))
 
@@ -144,23 +154,22 @@ class _Sinks(_Part):
     """The first tokens, for the queries that no longer have them in the window."""
 
     def __init__(self, tokens: int, window: int, sinks: int, device: torch.device) -> None:
-        self.window, self.sinks = window, sinks
+        self.late, self.sinks = window, sinks
         q, k = torch.arange(window, tokens, device=device)[:, None], torch.arange(sinks, device=device)
         self.allowed = q - k >= window
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Pair:
         first = slice(self.sinks)
         mask = _additive(self.allowed, q)
-        out, lse = _attend(q[:, None, self.window :], k[:, None, first], v[:, None, first], mask, scale)
-        return pad(out[:, 0], (0, 0, self.window, 0)), pad(lse[:, 0], (self.window, 0), value=float("-inf"))
+        out, lse = _attend(q[:, None, self.late :], k[:, None, first], v[:, None, first], mask, scale)
+        return out[:, 0], lse[:, 0]
 
     def backward(self, grad: torch.Tensor, given: Three, out: torch.Tensor, lse: torch.Tensor, scale: float) -> Three:
-        late, first = slice(self.window, None), slice(self.sinks)
+        late, first = slice(self.late, None), slice(self.sinks)
         q, k, v = given[0][:, None, late], given[1][:, None, first], given[2][:, None, first]
-        mask, rest = _additive(self.allowed, q), given[1].shape[1] - self.sinks
-        found = _attend_back(grad[:, None, late], (q, k, v), out[:, None, late], lse[:, None, late], mask, scale)
-        q_grad, k_grad, v_grad = (x[:, 0] for x in found)
-        return pad(q_grad, (0, 0, self.window, 0)), pad(k_grad, (0, 0, 0, rest)), pad(v_grad, (0, 0, 0, rest))
+        joint = out[:, None, late], lse[:, None, late]
+        q_grad, k_grad, v_grad = _attend_back(grad[:, None, late], (q, k, v), *joint, _additive(self.allowed, q), scale)
+        return q_grad[:, 0], k_grad[:, 0], v_grad[:, 0]
 
 
 class _Residues(_Part):
@@ -175,12 +184,11 @@ class _Residues(_Part):
         self.allowed = (allowed | self.empty[..., None])[None]
 
     def _split(self, x: torch.Tensor, phase: int) -> torch.Tensor:
-        moved = pad(x[:, : self.tokens - phase], (0, 0, phase, self.length * self.stride - self.tokens))
+        moved = _padded(x[:, : self.tokens - phase], phase, self.length * self.stride - self.tokens)
         return moved.reshape(len(x), self.length, self.stride, x.shape[2]).transpose(1, 2)
 
     def _whole(self, x: torch.Tensor, phase: int) -> torch.Tensor:
-        back = x.transpose(1, 2).flatten(1, 2)[:, phase : self.tokens]
-        return pad(back, (0, 0, 0, phase))
+        return _padded(x.transpose(1, 2).flatten(1, 2)[:, phase : self.tokens], 0, phase)
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Pair:
         q, k, v = self._split(q, 0), self._split(k, self.phase), self._split(v, self.phase)
@@ -235,25 +243,27 @@ class _Shifts(_Part):
         return grads
 
 
-def _parts(pattern: Pattern, tokens: int, device: torch.device) -> tuple[list[_Part], list[tuple[list[int], _Part]]]:
+def _parts(
+    pattern: Pattern, tokens: int, device: torch.device
+) -> tuple[list[_Part], list[tuple[slice | list[int], _Part]]]:
     """The near parts, of all heads, and the skip parts with the heads they belong to."""
     near: list[_Part] = [_Band(tokens, pattern.window, device)]
     if pattern.sinks and tokens > pattern.window:
         near.append(_Sinks(tokens, pattern.window, min(pattern.sinks, tokens), device))
-    skips: list[tuple[list[int], _Part]] = []
+    skips: list[tuple[slice | list[int], _Part]] = []
     for (stride, phase), heads in pattern.groups().items():
         if offsets := pattern.offsets(heads[0], tokens - pattern.sinks):
             few = len(offsets) <= FEW or pattern.variant != "multiples"
             part = _Shifts(offsets, pattern.sinks) if few else _Residues(tokens, pattern, stride, phase, device)
-            skips.append((heads, part))
+            row = heads == list(range(heads[0], heads[-1] + 1))
+            skips.append((slice(heads[0], heads[-1] + 1) if row else heads, part))
     return near, skips
 
 
 def _join(a: Pair, b: Pair) -> Pair:
     """One softmax from two of disjoint sets, the first never empty."""
     lse = torch.logaddexp(a[1], b[1])
-    share = (a[1] - lse).exp().to(a[0].dtype)[..., None]
-    return share * a[0] + (1 - share) * b[0], lse
+    return torch.lerp(b[0], a[0], (a[1] - lse).exp().to(a[0].dtype)[..., None]), lse
 
 
 class _Joined(torch.autograd.Function):
@@ -266,7 +276,8 @@ class _Joined(torch.autograd.Function):
         rows = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
         out, lse = near[0].forward(*rows, scale)
         for part in near[1:]:
-            out, lse = _join((out, lse), part.forward(*rows, scale))
+            late = slice(part.late, None)
+            out[:, late], lse[:, late] = _join((out[:, late], lse[:, late]), part.forward(*rows, scale))
         near_out, near_lse = out.unflatten(0, (batch, heads)), lse.unflatten(0, (batch, heads)) + bias
         joined, lse = near_out.clone(), near_lse.clone()
         for chosen, part in skips:
@@ -285,17 +296,17 @@ class _Joined(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor, _: Any) -> Any:
         q, k, v, bias, near_out, out, lse, share = ctx.saved_tensors
         near, skips = ctx.parts
-        grad = grad.contiguous()
-        given, near_lse = tuple(x.flatten(0, 1) for x in (q, k, v)), (lse - bias).flatten(0, 1)
-        total: list[torch.Tensor] = []
-        for part in near:
-            found = part.backward(grad.flatten(0, 1), given, out.flatten(0, 1), near_lse, ctx.scale)
-            total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)
-        total = [x.unflatten(0, q.shape[:2]).contiguous() for x in total]
-        for heads, part in skips:
-            given = tuple(x[:, heads].flatten(0, 1) for x in (q, k, v))
-            rest = grad[:, heads].flatten(0, 1), given, out[:, heads].flatten(0, 1), lse[:, heads].flatten(0, 1)
-            for sum_, found in zip(total, part.backward(*rest, ctx.scale), strict=True):
-                sum_[:, heads] += found.unflatten(0, (q.shape[0], -1))
+        grad, near_lse, total = grad.contiguous(), lse - bias, list[torch.Tensor]()
+        for heads, part, of_part in [(slice(None), part, near_lse) for part in near] + [(*skip, lse) for skip in skips]:
+            given = q[:, heads].flatten(0, 1), k[:, heads].flatten(0, 1), v[:, heads].flatten(0, 1)
+            joint = out[:, heads].flatten(0, 1), of_part[:, heads].flatten(0, 1)
+            found = part.backward(grad[:, heads].flatten(0, 1), given, *joint, ctx.scale)
+            of_q, of_k, of_v = (x.unflatten(0, (len(q), -1)) for x in found)
+            if total:
+                total[0][:, heads, part.late :] += of_q
+                total[1][:, heads, : of_k.shape[2]] += of_k
+                total[2][:, heads, : of_v.shape[2]] += of_v
+            else:
+                total = [of_q, of_k, of_v]
         bias_grad = ((grad * (near_out - out)).sum(-1) * share).to(bias.dtype)
         return *total, bias_grad, None, None
