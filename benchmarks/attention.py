@@ -24,21 +24,23 @@ from tenuto.eval.training import Training, train
 
 
 def attentions(context: int) -> list[str]:
-    """What is compared: plain attentions, windows of a quarter of the context, and memories around such a window."""
-    window, chunk = context // 4, context // 16
-    levels = f"mka:window={window},chunk={chunk}"
+    """What is compared: MKA with a window of an eighth of the context, what it must beat, then all others and MKA with
+    a level off. ``mqa`` holds more bytes than MKA at four times the context, ``mha`` six times as many."""
+    window = f"window={context // 8}"
+    levels = f"mka:{window},chunk={context // 32}"
     return [
-        "mha",
-        "gqa",
-        "mqa",
-        "mla",
-        f"window:window={window}",
         f"{levels},recall=2",
-        f"{levels},recall=0",
-        "short_conv",
+        f"window:{window}",
+        "mqa",
+        "mha",
         "fastmka",
-        f"pi:window={window},stride={chunk}",
-        f"pi:window={window},stride={chunk},coprime=true",
+        f"pi:{window},stride={context // 16},coprime=true",
+        f"{levels},recall=0",
+        f"{levels},recall=2,horizons=0",
+        f"{levels},recall=4",
+        "short_conv",
+        "gqa",
+        "mla",
     ]
 
 
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("--size", default="cpu")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--attentions", help="apart by semicolons; otherwise the list in this file")
-    parser.add_argument("--baselines", default="mha;gqa", help="apart by semicolons; those that were trained are used")
+    parser.add_argument("--baselines", default="mha;mqa;window:window=64", help="apart by semicolons; if trained")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="auto")
