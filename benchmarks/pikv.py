@@ -100,7 +100,7 @@ def texts_of(language: Any, count: int, tokens: int, held_out: bool) -> tuple[to
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model", nargs="?", default="smollm2")
+    parser.add_argument("model", nargs="?", default="bundled:smollm2")
     for name, value in {"context": 1024, "tokens": 64, "texts": 2, "top-k": EXPERTS, "page": 16, "window": 32}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--keep", type=float, default=0.125)
