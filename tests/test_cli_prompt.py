@@ -47,7 +47,9 @@ def test_prompts_are_measured(tiny_language: Path, tmp_path: Path) -> None:
     rows = json.loads(result.stdout)
     assert [(row["ratio"], row["way"]) for row in rows[:2]] == [(0.75, "none"), (0.75, "semtoken")]
     assert len(rows) == 14 == len(list(out.glob("prompt-*.json")))
-    assert "tokens in one entry" in (out / "prompt.html").read_text(encoding="utf-8")
+    assert tenuto("report", out).exit_code == 0
+    page = (out / "tenuto-report.html").read_text(encoding="utf-8")
+    assert "tokens in one entry" in page and page.count("The first example at ratio") == 2
     table = tenuto("bench", "prompt", "--model", tiny_language, *given)
     assert table.exit_code == 0 and "drop_surprise" in table.stdout
     unknown = tenuto("bench", "prompt", "--model", tiny_language, "--kinds", "logz")

@@ -79,3 +79,13 @@ def test_the_example_of_a_store_runs(
     for restored in ("0", "[1-9]"):
         exec(compile(source, "stores.md", "exec"), dict(names))
         assert re.fullmatch(rf"{restored}\d*\n", capsys.readouterr().out.split("\r")[-1])
+
+
+def test_the_page_of_attentions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks("docs/attention.md"):
+        exec(compile(block, "attention.md", "exec"), names)
+    model, ids = names["model"], names["torch"].arange(200)[None]
+    assert model.generate(ids, max_new_tokens=1).shape == (1, 201)
+    assert list((tmp_path / "my-archive").iterdir())

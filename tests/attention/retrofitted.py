@@ -6,6 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from tenuto.attention import added
+from tenuto.attention.policy import Call, Shape
 
 SIZES = {
     "vocab_size": 61,
@@ -24,6 +25,8 @@ ARCHITECTURES = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
 }
+
+SHAPE = Shape(heads=4, kv_heads=2, head_dim=6, layer=0, layers=1, context=64)  # of a layer by itself
 
 
 def plain(architecture: str = "llama", seed: int = 0) -> torch.nn.Module:
@@ -53,3 +56,20 @@ def stir(model: torch.nn.Module, seed: int = 1, amount: float = 0.5) -> torch.nn
 
 def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(2, 61, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def call(length: int) -> Call:
+    """Random queries, keys and values of one row for a layer of ``SHAPE``, without norm and rotation."""
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(1, heads, length, 6, generator=generator) for heads in (4, 2, 2))
+    number = torch.arange(length)[None]
+    return Call(
+        q=q,
+        k=k,
+        v=v,
+        number=number,
+        before=0,
+        scale=1.0,
+        normalise=lambda q, k: (q, k),
+        rotate=lambda x, at: x,
+    )

@@ -7,7 +7,7 @@ import torch
 from retrofitted import plain, stir, tokens
 from transformers import DynamicCache
 
-from tenuto.attention import ATTENTIONS, held, load, parse, retrofit
+from tenuto.attention import attentions, held, load, parse, retrofit
 from tenuto.attention.policy import Heads
 from tenuto.errors import AttachError, InputError, ModelError, PolicyError
 
@@ -19,6 +19,13 @@ TEXTS = [
     "mka:window=8,sinks=0,chunk=5,recall=3,horizons=0,original=true",
     "mka:window=6,sinks=1,chunk=3,recall=0,horizons=3",
     "mka:window=7,sinks=2,chunk=4,recall=2,horizons=0,session=false",
+    "fastmka:horizons=2,shortest=2,longest=40,bottleneck=8",
+    "short_conv",
+    "pi:window=8,stride=3,sinks=2",
+    "pi:window=5,stride=7,sinks=0,coprime=true,phases=true",
+    "pi:window=4,stride=3,variant=log,phases=true",
+    "pi:window=6,stride=4,last=3,coprime=true,sinks=2",
+    "pi:window=5,stride=9,variant=single,sinks=3",
 ]
 LONG = 61  # tokens: odd, and longer than any window, chunk or stride above
 
@@ -26,7 +33,7 @@ every = pytest.mark.parametrize("text", TEXTS)
 
 
 def test_every_attention_is_tested() -> None:
-    assert {text.split(":")[0] for text in TEXTS} == set(ATTENTIONS)
+    assert {text.split(":")[0] for text in TEXTS} == set(attentions())
 
 
 def made(text: str, architecture: str = "llama") -> torch.nn.Module:
@@ -122,7 +129,7 @@ def test_saved_and_loaded(text: str, tmp_path) -> None:
     with torch.no_grad():
         assert torch.equal(model(ids).logits, again(ids).logits)
     with pytest.raises(ModelError, match="was trained with"):
-        load(tmp_path, ATTENTIONS["window"](window=77))
+        load(tmp_path, attentions()["window"](window=77))
 
 
 @every

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +11,16 @@ from typing import Any
 import pytest
 import torch
 
+from tenuto.budget import MemoryBudget
 from tenuto.errors import InputError
 from tenuto.eval.language import LanguageModel
-from tenuto.eval.prompting import bench, make_case, pieces, read_kinds, read_ratios
+from tenuto.eval.prompting import ASKED, Way, bench, make_case, outcome, read_kinds, read_ratios
+from tenuto.eval.promptrun import read_prompt_runs
 from tenuto.eval.tasks.redundant import KINDS, compose
+from tenuto.kv.attach import attach
 from tenuto.kv.policies.snapkv import SnapKV
+from tenuto.kv.policy import KVPolicy
+from tenuto.prompt.read import read
 from tenuto.prompt.semtoken import SemToken
 from tenuto.testing.kv import TinyLM
 
@@ -71,14 +77,32 @@ def test_every_way_is_measured_at_equal_entries(tmp_path: Path) -> None:
     assert none.behind == pytest.approx(-semtoken.extra)
     assert semtoken.extra_interval is not None
     assert semtoken.extra_interval[0] <= semtoken.extra <= semtoken.extra_interval[1]
-    stored = json.loads((tmp_path / "prompt-logs-0.5-semtoken.json").read_text())
-    assert stored == json.loads(json.dumps(semtoken.row()))
+    stored = {run.way: run for run in read_prompt_runs(tmp_path)}
+    assert [replace(stored[row.way], pieces=[]) for row in rows] == rows
+    told = Letters().decode(make_case(tiny(), "logs", 0, CONTEXT).context[0])
+    assert "".join(text for text, _ in stored["semtoken"].pieces) == told
 
 
-def test_pieces_are_the_text() -> None:
-    language = tiny()
-    found = pieces(language, "logs", SemToken(), tokens=CONTEXT)
-    assert "".join(text for text, _ in found) == Letters().decode(make_case(language, "logs", 0, CONTEXT).context[0])
+@pytest.mark.parametrize("kind", ASKED)
+@torch.no_grad()
+def test_an_answer_counts_where_greedy_generation_begins_with_it(kind: str) -> None:
+    """The model is asked for what it generates, and for something else."""
+    language, way = tiny(), Way(name="semtoken", merge=SemToken(layer=1))
+    case = make_case(language, kind, 0, CONTEXT)
+    ((question, _),) = case.questions
+    with attach(language.model, KVPolicy(), budget=MemoryBudget.keep(1.0)) as run:
+        prompt = read(run, case.context, SemToken(layer=1), tokenizer=language.tokenizer)
+        with run.whole():
+            said: list[int] = []
+            for _ in range(6):
+                asked = torch.cat([question, torch.tensor([said], dtype=torch.int64)], 1)
+                said.append(int(language.model(asked, past_key_values=prompt.cache.fork()).logits[0, -1].argmax()))
+    for answer, reached in ((said, 1.0), ([*said[:-1], (said[-1] + 1) % 97], 0.0)):
+        told = replace(case, questions=((question, torch.tensor(answer)),))
+        found = outcome(language, way, told)
+        assert found.answered == reached
+        assert found.right == pytest.approx(1.0 if reached else 5 / 6)
+        assert math.isfinite(found.loss)
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

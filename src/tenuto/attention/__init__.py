@@ -2,16 +2,22 @@
 
 from tenuto.attention.attach import added, attention_of, load, retrofit, watch
 from tenuto.attention.cache import held
+from tenuto.attention.fastmka import FastMKA
 from tenuto.attention.mka import MKA, keep_far
-from tenuto.attention.named import ATTENTIONS, parse
+from tenuto.attention.named import attentions, parse
+from tenuto.attention.pi import PiAttention
+from tenuto.attention.short_conv import ShortConv
 from tenuto.attention.window import Window
 
 __all__ = [
-    "ATTENTIONS",
     "MKA",
+    "FastMKA",
+    "PiAttention",
+    "ShortConv",
     "Window",
     "added",
     "attention_of",
+    "attentions",
     "held",
     "keep_far",
     "load",

@@ -17,12 +17,12 @@ class StateLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer of a cache, as ``generate`` sees it: beams, batches, reset; ``crop`` where it is possible."""
 
     is_sliding = False
-    is_croppable = False
 
     def __init__(self, heads: Heads) -> None:
         super().__init__()
         self._heads = heads
         self.state = heads.state()
+        self.is_croppable = self.state.croppable
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:

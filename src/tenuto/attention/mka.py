@@ -34,9 +34,9 @@ import torch
 from torch import nn
 
 from tenuto.attention.archive import SLAB, Archive, InCall, InMemory, InTier
+from tenuto.attention.columns import chunks_of, first_tokens, joined, last, placed
 from tenuto.attention.levels import Level, Mixed, mix
 from tenuto.attention.policy import Attention, Call, Heads, Shape, State
-from tenuto.attention.window import first_tokens, joined
 from tenuto.errors import AttachError, PolicyError
 from tenuto.tiers.address import open_levels
 
@@ -44,6 +44,8 @@ __all__ = ["MKA", "MKAHeads", "MKAState", "keep_far"]
 
 BLOCK = 128
 """Queries that are attended to at a time."""
+FEW = 32
+"""Times as many chunks as are recalled, up to which a whole sequence attends to all of them under a mask."""
 NEVER = -math.inf
 
 
@@ -194,13 +196,13 @@ class MKAHeads(Heads):
             edge = torch.full_like(call.number, self.attention.window)
             view.q, view.q_far = q, q_near if self.attention.original else call.rotate(q, edge)
             if state is not None:
-                past.plain_k = _last(plain, self.attention.chunk - 1)
+                past.plain_k = last(plain, self.attention.chunk - 1)
                 past.sum_k, past.sum_v, past.archive = view.sum_k, view.sum_v, view.archive
         out = [
             self._attend(q_near[:, :, start : start + BLOCK], start, view, call.scale) for start in range(0, new, BLOCK)
         ]
         if state is not None:
-            past.k, past.v = _last(view.keys, self.reach), _last(view.values, self.reach)
+            past.k, past.v = last(view.keys, self.reach), last(view.values, self.reach)
             past.sink_k, past.sink_v = view.sink_k, view.sink_v
         return torch.cat(out, 2)
 
@@ -217,13 +219,13 @@ class MKAHeads(Heads):
         which = before[:, None] + torch.arange(fresh, device=number.device)  # [batch, chunks]
         valid = which < after[:, None]
         token = a.sinks + which[..., None] * a.chunk + torch.arange(a.chunk, device=number.device)
-        k, v = _chunks(plain, token, number), _chunks(view.values, token, number)
+        k, v = chunks_of(plain, token, number), chunks_of(view.values, token, number)
         weights = (torch.einsum("bhnsd,hd->bhns", k, self.pool_key) + self.pool_place[:, None]).softmax(-1)
         sum_k, sum_v = (torch.einsum("bhns,bhnsd->bhnd", weights, part) for part in (k, v))
         if a.original:
-            sum_k, k = call.rotate(sum_k, token[..., -1]), _chunks(view.keys, token, number)
+            sum_k, k = call.rotate(sum_k, token[..., -1]), chunks_of(view.keys, token, number)
         view.sum_k, view.sum_v = (
-            _placed(old, part, which, valid) for old, part in ((view.sum_k, sum_k), (view.sum_v, sum_v))
+            placed(old, part, which, valid) for old, part in ((view.sum_k, sum_k), (view.sum_v, sum_v))
         )
         if a.recall and view.archive is not None:
             view.archive.put(k, v, which, valid)
@@ -283,7 +285,8 @@ class MKAHeads(Heads):
             scores = plain.detach().sum(2).masked_fill(hidden, NEVER)
             best, chosen = scores.topk(min(self.attention.recall, chunks), -1)
             recalled = hidden | torch.zeros_like(scores, dtype=torch.bool).scatter(3, chosen, True)
-            levels.append(self._recalled(far, self._bias("recalled", q), best == NEVER, chosen, view))
+            read = _chosen(view.archive, chosen, best > NEVER, chunks)
+            levels.append(_recalled(far, self._bias("recalled", q), *read))
         if self.attention.session:
             logits = plain + self._bias("session", q)
             logits = logits.masked_fill(recalled[:, :, None], NEVER)
@@ -298,16 +301,6 @@ class MKAHeads(Heads):
         routed = torch.einsum("bhqd,hd->bhq", q, self.route[row]) + self.bias[row][:, None]
         grouped: torch.Tensor = self._grouped(routed)[..., None]
         return grouped
-
-    def _recalled(
-        self, far: torch.Tensor, bias: torch.Tensor, missing: torch.Tensor, chosen: torch.Tensor, view: _View
-    ) -> Level:
-        if view.archive is None:
-            raise ValueError("no archive")
-        k, v = (part.flatten(3, 4) for part in view.archive.read(chosen))  # [batch, kv_heads, queries, keys, head_dim]
-        logits = torch.einsum("bhgqd,bhqkd->bhgqk", far, k) + bias
-        logits = logits.masked_fill(missing.repeat_interleave(self.attention.chunk, -1)[:, :, None], NEVER)
-        return Level("recalled", logits, lambda weights: torch.einsum("bhgqk,bhqkd->bhgqd", weights, v))
 
     def _means(
         self, plain: torch.Tensor, bias: torch.Tensor, exposed: torch.Tensor, chunks: int, sum_v: torch.Tensor
@@ -354,30 +347,34 @@ class _View:
     archive: Archive | None = None
 
 
-def _last(columns: torch.Tensor, most: int) -> torch.Tensor:
-    return columns[:, :, columns.shape[2] - min(columns.shape[2], most) :].clone()
+def _chosen(
+    archive: Archive | None, chosen: torch.Tensor, there: torch.Tensor, chunks: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys and values ``[batch, kv_heads, queries or 1, keys, head_dim]`` of chunks, and which keys are seen.
+
+    They are read one by one; where all are here and few, all of them are given and a mask tells, which is faster.
+
+    Args:
+        chosen: numbers ``[batch, kv_heads, queries, picks]``; there: which of these exist; chunks: how many may.
+    """
+    if archive is None:
+        raise ValueError("no archive")
+    if isinstance(archive, InCall) and chunks <= FEW * chosen.shape[-1]:
+        k, v = (part[:, :, None, :chunks].flatten(3, 4) for part in (archive.k, archive.v))
+        seen = torch.zeros(*chosen.shape[:3], chunks, dtype=torch.bool, device=k.device).scatter(3, chosen, there)
+    else:
+        k, v = (part.flatten(3, 4) for part in archive.read(chosen))
+        seen = there
+    return k, v, seen.repeat_interleave(k.shape[3] // seen.shape[3], -1)
 
 
-def _chunks(columns: torch.Tensor, token: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
-    """The tokens of each chunk ``token`` ``[batch, chunks, chunk]`` from columns whose last ones have ``number``."""
-    batch, heads, length, width = columns.shape
-    place = token - (number[:, -1] + 1 - length)[:, None, None]
-    index = place.clamp(0, length - 1).flatten(1)[:, None, :, None].expand(-1, heads, -1, width)
-    return columns.gather(2, index).view(batch, heads, *token.shape[1:], width)
-
-
-def _placed(old: torch.Tensor | None, new: torch.Tensor, which: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Summaries with new ones put where their numbers say; rows may be at different numbers."""
-    have = 0 if old is None else old.shape[2]
-    if bool(valid.all()) and bool((which[:, 0] == have).all()):
-        return new if old is None else torch.cat([old, new], 2)
-    batch, heads, _, width = new.shape
-    room = torch.zeros(batch, heads, max(int(torch.where(valid, which, -1).max()) + 1 - have, 0) + 1, width)
-    room = room.to(new)
-    whole = room if old is None else torch.cat([old, room], 2)
-    spare = whole.shape[2] - 1  # where invalid ones go
-    index = torch.where(valid, which, spare)[:, None, :, None].expand(-1, heads, -1, width)
-    return whole.scatter(2, index, new)[:, :, :spare]
+def _recalled(far: torch.Tensor, bias: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor) -> Level:
+    if k.shape[2] == 1:  # the same keys for all queries
+        logits, total = torch.einsum("bhgqd,bhkd->bhgqk", far, k[:, :, 0]), ("bhgqk,bhkd->bhgqd", v[:, :, 0])
+    else:
+        logits, total = torch.einsum("bhgqd,bhqkd->bhgqk", far, k), ("bhgqk,bhqkd->bhgqd", v)
+    logits = (logits + bias).masked_fill(~seen[:, :, None], NEVER)
+    return Level("recalled", logits, lambda weights: torch.einsum(total[0], weights, total[1]))
 
 
 def keep_far(model: Any, address: str) -> None:

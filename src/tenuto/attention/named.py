@@ -1,15 +1,48 @@
-"""The attentions by name: one file each in this folder."""
+"""Finds attentions by name: the files of this folder that define one, and the entry points ``tenuto.attention``."""
 
 from __future__ import annotations
 
-from tenuto.attention.mka import MKA
+import importlib
+import inspect
+import pkgutil
+from functools import cache
+from importlib.metadata import entry_points
+
 from tenuto.attention.policy import Attention
-from tenuto.attention.window import Window
 from tenuto.errors import PolicyError, closest
 
-__all__ = ["ATTENTIONS", "parse"]
+__all__ = ["attentions", "parse"]
 
-ATTENTIONS: dict[str, type[Attention]] = {cls.name: cls for cls in (MKA, Window)}
+
+@cache
+def attentions() -> dict[str, type[Attention]]:
+    """Every attention that is installed, by name, sorted.
+
+    Raises:
+        PolicyError: two share a name, or an entry point gives something else or cannot be loaded.
+    """
+    here = __name__.rpartition(".")[0]
+    found = list[type[Attention]]()
+    for info in pkgutil.iter_modules(importlib.import_module(here).__path__):
+        module = importlib.import_module(f"{here}.{info.name}")
+        found += [cls for cls in vars(module).values() if _is_one(cls) and cls.__module__ == module.__name__]
+    for point in entry_points(group=here):
+        try:
+            cls = point.load()
+        except (ImportError, AttributeError) as error:
+            raise PolicyError(
+                f"The attention {point.value} cannot be loaded ({error}). Uninstall or fix it."
+            ) from error
+        if not _is_one(cls):
+            raise PolicyError(f"The entry point {point.value} is no attention. Uninstall or fix it.")
+        found.append(cls)
+    if twice := {cls.name for cls in found if [other.name for other in found].count(cls.name) > 1}:
+        raise PolicyError(f"Two attentions are called {sorted(twice)[0]!r}. Rename or remove one.")
+    return {cls.name: cls for cls in sorted(found, key=lambda cls: cls.name)}
+
+
+def _is_one(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, Attention) and not inspect.isabstract(value)
 
 
 def parse(given: str) -> Attention:
@@ -19,6 +52,6 @@ def parse(given: str) -> Attention:
         PolicyError: an unknown name or option, or a value it refuses.
     """
     name, _, rest = (part.strip() for part in given.partition(":"))
-    if name not in ATTENTIONS:
-        raise PolicyError(f"Unknown attention {name!r}.{closest(name, ATTENTIONS)}")
-    return ATTENTIONS[name].parse(rest)
+    if name not in attentions():
+        raise PolicyError(f"Unknown attention {name!r}.{closest(name, attentions())}")
+    return attentions()[name].parse(rest)

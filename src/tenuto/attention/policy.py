@@ -66,6 +66,11 @@ class State:
         tensors = (getattr(self, item.name) for item in fields(self) if item.name != "count")
         return {"device": sum(value.nbytes for value in tensors if isinstance(value, torch.Tensor))}
 
+    @property
+    def croppable(self) -> bool:
+        """Whether :meth:`crop` can forget columns."""
+        return False
+
     def crop(self, columns: int) -> None:
         """Forget the last ``columns`` columns.
 

@@ -11,10 +11,11 @@ from typing import ClassVar
 
 import torch
 
+from tenuto.attention.columns import first_tokens, joined, last
 from tenuto.attention.policy import Attention, Call, Heads, Shape, State
 from tenuto.errors import PolicyError
 
-__all__ = ["Window", "WindowHeads", "WindowState", "joined"]
+__all__ = ["Window", "WindowHeads", "WindowState"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,10 @@ class WindowHeads(Heads):
         past = state or WindowState()
         keys, values = joined(past.k, k), joined(past.v, call.v)
         number = call.number[:, :1] + torch.arange(keys.shape[2], device=q.device) - (keys.shape[2] - k.shape[2])
-        sink_k, sink_v = self._sinks(past.sink_k, k, call.number), self._sinks(past.sink_v, call.v, call.number)
+        sink_k, sink_v = (
+            first_tokens(held, part, call.number, self.sinks)
+            for held, part in ((past.sink_k, k), (past.sink_v, call.v))
+        )
         out, old = [], keys.shape[2] - k.shape[2]
         for start in range(0, q.shape[2], self.window):
             stop = min(start + self.window, q.shape[2])
@@ -100,37 +104,14 @@ class WindowHeads(Heads):
                 )
             )
         if state is not None:
-            kept = keys.shape[2] - min(keys.shape[2], self.window - 1)
-            state.k, state.v = keys[:, :, kept:].clone(), values[:, :, kept:].clone()
+            state.k, state.v = last(keys, self.window - 1), last(values, self.window - 1)
             state.sink_k, state.sink_v = sink_k, sink_v
         return torch.cat(out, 2)
-
-    def _sinks(self, held: torch.Tensor | None, new: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
-        return first_tokens(held, new, number, self.sinks)
 
     def formula(self, tokens: int, itemsize: int) -> dict[str, int]:
         """``2 kv_heads head_dim itemsize (sinks + min(tokens, window - 1))``."""
         entry = 2 * self.shape.kv_heads * self.shape.head_dim * itemsize
         return {"device": entry * (self.sinks + min(tokens, self.window - 1))}
-
-
-def joined(held: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
-    """Earlier columns and new ones, ``[batch, kv_heads, columns, head_dim]``."""
-    return new if held is None else torch.cat([held, new], 2)
-
-
-def first_tokens(held: torch.Tensor | None, new: torch.Tensor, number: torch.Tensor, count: int) -> torch.Tensor:
-    """The tokens 0 to ``count - 1`` of each row ``[batch, kv_heads, count, head_dim]``, zero where they are to come.
-
-    Args:
-        held: what earlier calls gave, None at first; new: ``[batch, kv_heads, tokens, head_dim]``; number:
-            ``[batch, tokens]``.
-    """
-    place = torch.arange(count, device=new.device)[None] - number[:, :1]  # column of each in this call [batch, count]
-    here = (place >= 0) & (place < new.shape[2])
-    index = place.clamp(0, new.shape[2] - 1)[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
-    found = new.gather(2, index) * here[:, None, :, None].to(new.dtype)
-    return found if held is None else held + found
 
 
 def nn_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:

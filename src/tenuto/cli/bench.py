@@ -178,7 +178,7 @@ def store(
 @click.option("--examples", default=12, show_default=True, type=click.IntRange(1), help="Per kind and ratio.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the first example.")
 @device_option
-@click.option("--out", type=FOLDER, help="Folder for one JSON record per row, and a page of coloured text per kind.")
+@click.option("--out", type=FOLDER, help="Folder for one JSON record per row; `tenuto report` reads it.")
 @json_option
 def prompt(
     model: str,
@@ -200,23 +200,24 @@ def prompt(
     from tenuto.eval.folders import check_folder
     from tenuto.eval.language import load_language
     from tenuto.eval.prompting import bench as measure
-    from tenuto.eval.prompting import pieces, read_kinds, read_ratios
+    from tenuto.eval.prompting import read_kinds, read_ratios
     from tenuto.eval.terminal import prompt_table
-    from tenuto.report.prompt_page import Mark, write_prompt_page
 
     if out:
         check_folder(out)
     chosen = catalog.parse(policy, "kv") if policy else None
     asked, ratios = read_kinds(kinds), read_ratios(ratio, semtoken)
-    language = load_language(model, device)
-    rows = measure(language, ratios, asked, policy=chosen, tokens=context, examples=examples, seed=seed, out=out)
-    if out:
-        texts = {kind: pieces(language, kind, ratios[0], tokens=context, seed=seed) for kind in asked}
-        points: dict[str, list[Mark]] = {kind: [] for kind in asked}
-        for row in rows:
-            if row.way != "none":
-                points[row.kind].append(Mark(row.way, row.ratio, row.extra, row.extra_interval))
-        click.echo(f"Page: {write_prompt_page(out / 'prompt.html', texts, points)}", err=as_json)
+    rows = measure(
+        load_language(model, device),
+        ratios,
+        asked,
+        policy=chosen,
+        tokens=context,
+        examples=examples,
+        seed=seed,
+        out=out,
+        command=command(),
+    )
     if as_json:
         click.echo(json.dumps([row.row() for row in rows], indent=1, allow_nan=False))
     else:

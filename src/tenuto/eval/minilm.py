@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tenuto.attention import ATTENTIONS, parse, retrofit
+from tenuto.attention import attentions, parse, retrofit
 from tenuto.attention.policy import Attention
 from tenuto.errors import InputError, PolicyError, closest
 
@@ -56,7 +56,7 @@ SIZES = {
     size.name: size
     for size in (
         Size(name="tiny", layers=2, width=32, heads=4, mlp=96, context=64, batch=4, steps=20, rate=3e-3),
-        Size(name="cpu", layers=4, width=192, heads=6, mlp=512, context=256, batch=8, steps=800, rate=3e-3),
+        Size(name="cpu", layers=4, width=192, heads=6, mlp=512, context=512, batch=4, steps=800, rate=3e-3),
         Size(name="moe", layers=4, width=192, heads=6, mlp=1536, context=512, batch=4, steps=800, rate=2e-3),
         Size(name="gpu", layers=12, width=768, heads=12, mlp=2048, context=2048, batch=16, steps=4000, rate=6e-4),
     )
@@ -232,6 +232,6 @@ def _option(attention: str) -> int | None:
 def _parse(attention: str) -> Attention:
     """An attention of :mod:`tenuto.attention`."""
     name = attention.partition(":")[0]
-    if name not in ATTENTIONS:
-        raise PolicyError(f"Unknown attention {name!r}.{closest(name, [*PLAIN, *ATTENTIONS])}")
+    if name not in attentions():
+        raise PolicyError(f"Unknown attention {name!r}.{closest(name, [*PLAIN, *attentions()])}")
     return parse(attention)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -23,11 +23,13 @@ from tqdm import tqdm
 from tenuto import catalog
 from tenuto.budget import MemoryBudget
 from tenuto.errors import InputError, closest
+from tenuto.eval.devices import device_words, versions
 from tenuto.eval.intervals import mean_interval
 from tenuto.eval.language import LanguageModel, check_length
-from tenuto.eval.records import file_name, write_record
+from tenuto.eval.promptrun import PromptRun, write_prompt_run
 from tenuto.eval.speed import synchronise
 from tenuto.eval.tasks.redundant import KINDS, compose
+from tenuto.eval.tasks.texts import TEXT_TASKS
 from tenuto.kv.attach import AttachedRun, attach
 from tenuto.kv.policies.snapkv import SnapKV
 from tenuto.kv.policy import KVMethod, KVPolicy
@@ -39,12 +41,14 @@ from tenuto.prompt.read import Prompt, read
 from tenuto.prompt.semtoken import SemToken
 
 __all__ = [
+    "ASKED",
     "Case",
-    "PromptRow",
+    "Outcome",
     "Way",
     "bench",
     "make_case",
     "measure",
+    "outcome",
     "read_kinds",
     "read_ratios",
     "summarise",
@@ -52,6 +56,9 @@ __all__ = [
 ]
 
 FACTS, FOLLOWING = 2, 128
+
+ASKED = ("niah_single", "niah_multikey", "passkey")
+"""Tasks that are kinds of text as well: one question, one answer; nothing follows them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +99,7 @@ class Case:
     """One context and what is asked after it.
 
     Attributes:
-        context: ``[1, tokens]``; following: the text's own next tokens ``[tokens]``.
+        context: ``[1, tokens]``; following: the text's own next tokens ``[tokens]``, none of a task.
         questions: ``[1, tokens]`` each, and the tokens of its right answer ``[tokens]``.
     """
 
@@ -102,7 +109,13 @@ class Case:
 
 
 def make_case(language: LanguageModel, kind: str, seed: int, tokens: int) -> Case:
-    """A text of this kind of at most so many tokens, whole lines, with two facts in its middle three quarters."""
+    """A text of this kind of at most so many tokens, whole lines, with two facts in its middle three quarters; or the
+    context of a task with its question."""
+    if kind in ASKED:
+        example = TEXT_TASKS[kind].make(seed, tokens, language.count)
+        asked = ((language.encode(it.text), language.encode(f" {it.answers[0]}")[0]) for it in example.questions)
+        context = language.encode(example.context)
+        return Case(context=context, following=context[0, :0], questions=tuple(asked))
     pieces, facts = compose(kind, seed, FACTS)
     told = [f"The code of the {key} is {number}.\n" for key, number in facts]
     room = tokens - sum(language.count(sentence) + 2 for sentence in told)
@@ -130,20 +143,24 @@ class Outcome:
     """What one way did on one example.
 
     Attributes:
-        loss: nats per following token; right: share of the answers' tokens that are the model's likeliest.
+        loss: nats per following token, or per token of the right answers where nothing follows.
+        right: share of the answers' tokens that are the model's likeliest after those before them; answered: share of
+            the answers of which all are, which are those that greedy generation begins with.
         seconds: to the first token, all it takes included.
         held: entries over tokens; size: bytes over those of the full cache.
     """
 
     loss: float
     right: float
+    answered: float
     seconds: float
     held: float
     size: float
 
 
 @torch.no_grad()
-def _outcome(language: LanguageModel, way: Way, case: Case) -> Outcome:
+def outcome(language: LanguageModel, way: Way, case: Case) -> Outcome:
+    """Read the context one way, and see what is still known."""
     with attach(language.model, way.policy or KVPolicy(), budget=MemoryBudget.keep(way.keep)) as run:
         synchronise(language.device)
         start = time.perf_counter() if language.device.type != "cpu" else time.process_time()
@@ -153,14 +170,24 @@ def _outcome(language: LanguageModel, way: Way, case: Case) -> Outcome:
         counts = [sum(row) / len(row) for layer in cache.counts() for row in layer]
         held, size = sum(counts) / len(counts) / case.context.shape[1], cache.bytes_held / cache.bytes_full
         with run.whole():
-            later = language.model(case.following[None, :-1], past_key_values=cache.fork()).logits[0].float()
-            loss = float(cross_entropy(torch.cat([logits[None], later]), case.following))
-            right = []
+            right, answers = [], []
             for question, answer in case.questions:
                 asked, many = torch.cat([question, answer[None, :-1]], 1), len(answer)
-                found = language.model(asked, past_key_values=cache.fork(), logits_to_keep=many).logits[0]
-                right.append(float((found.argmax(-1) == answer).float().mean()))
-    return Outcome(loss=loss, right=math.fsum(right) / len(right), seconds=seconds, held=held, size=size)
+                found = language.model(asked, past_key_values=cache.fork(), logits_to_keep=many).logits[0].float()
+                right.append((found.argmax(-1) == answer).float())
+                answers.append(float(cross_entropy(found, answer)))
+            loss = _mean(answers)
+            if len(case.following):
+                later = language.model(case.following[None, :-1], past_key_values=cache.fork()).logits[0].float()
+                loss = float(cross_entropy(torch.cat([logits[None], later]), case.following))
+    return Outcome(
+        loss=loss,
+        right=_mean([float(tokens.mean()) for tokens in right]),
+        answered=_mean([float(tokens.min()) for tokens in right]),
+        seconds=seconds,
+        held=held,
+        size=size,
+    )
 
 
 def _started(language: LanguageModel, run: AttachedRun, way: Way, context: torch.Tensor) -> tuple[Any, torch.Tensor]:
@@ -170,44 +197,6 @@ def _started(language: LanguageModel, run: AttachedRun, way: Way, context: torch
     cache = run.cache()
     logits = language.model(context, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
     return cache, logits.float()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptRow:
-    """One way on one kind of text at one ratio, over all examples.
-
-    Attributes:
-        kind, ratio, way, settings, context, examples: what was measured.
-        held: entries over tokens; size: bytes over those of the uncompressed cache; both means.
-        loss: nats per following token; extra: of it beyond the uncompressed prompt's; behind: beyond SemToken's
-            (negative: better than it); both with 95 % intervals of the paired mean.
-        right: share of the answers' tokens; right_behind: SemToken's share less this one's, with its interval.
-        seconds: median CPU (on an accelerator: clock) seconds to the first token; speedup: median of the paired ratios
-            of the uncompressed prompt's to these.
-    """
-
-    kind: str
-    ratio: float
-    way: str
-    settings: str
-    context: int
-    examples: int
-    held: float
-    size: float
-    loss: float
-    extra: float
-    extra_interval: tuple[float, float] | None
-    behind: float
-    behind_interval: tuple[float, float] | None
-    right: float
-    right_behind: float
-    right_behind_interval: tuple[float, float] | None
-    seconds: float
-    speedup: float
-
-    def row(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
 
 
 def measure(
@@ -222,7 +211,7 @@ def measure(
     for number in range(examples):
         case = make_case(language, kind, seed + number, tokens)
         turn = number % len(rows)
-        found = {way.name: _outcome(language, way, case) for way in [*rows[turn:], *rows[:turn]]}
+        found = {way.name: outcome(language, way, case) for way in [*rows[turn:], *rows[:turn]]}
         yield {way.name: found[way.name] for way in rows}
 
 
@@ -236,13 +225,23 @@ def bench(
     examples: int = 12,
     seed: int = 0,
     out: Path | None = None,
-) -> list[PromptRow]:
-    """Every kind of text at every setting of SemToken, with a progress bar; records in ``out`` as they come.
+    command: str = "",
+) -> list[PromptRun]:
+    """Every kind of text at every setting of SemToken, with a progress bar; records in ``out`` as they come, SemToken's
+    with the first example in pieces. The command is stored in them.
 
     Raises:
         InputError, PolicyError: as :func:`measure`.
     """
-    made: list[PromptRow] = []
+    made: list[PromptRun] = []
+    shared: dict[str, Any] = {
+        "model": language.name,
+        "fingerprint": language.fingerprint,
+        "settings": {"following": FOLLOWING, "facts": FACTS, "seed": seed},
+        "versions": versions("transformers"),
+        "device": device_words(language.device, language.model.dtype),
+        "command": command,
+    }
     with tqdm(total=len(kinds) * len(settings) * examples, desc="prompt", unit="example", disable=None) as bar:
         for kind in kinds:
             for semtoken in settings:
@@ -250,12 +249,13 @@ def bench(
                 for outcomes in measure(language, rows, kind, tokens=tokens, examples=examples, seed=seed):
                     found.append(outcomes)
                     bar.update()
-                new = summarise(kind, semtoken.ratio, tokens, rows, found)
+                new = [replace(row, **shared) for row in summarise(kind, semtoken.ratio, tokens, rows, found)]
                 made += new
                 if out is not None:
                     out.mkdir(parents=True, exist_ok=True)
+                    shown = pieces(language, kind, semtoken, tokens=tokens, seed=seed)
                     for row in new:
-                        write_record(row, out / f"prompt-{file_name(f'{kind}-{row.ratio}-{row.way}')}.json")
+                        write_prompt_run(replace(row, pieces=shown) if row.way == "semtoken" else row, out)
     return made
 
 
@@ -270,7 +270,7 @@ def pieces(
 
 def summarise(
     kind: str, ratio: float, tokens: int, rows: Sequence[Way], found: Sequence[Mapping[str, Outcome]]
-) -> list[PromptRow]:
+) -> list[PromptRun]:
     """One row per way."""
     made = []
     for way in rows:
@@ -279,12 +279,13 @@ def summarise(
         extra = [a.loss - b.loss for a, b in zip(mine, base, strict=True)]
         behind = [a.loss - b.loss for a, b in zip(mine, ours, strict=True)]
         right = [b.right - a.right for a, b in zip(mine, ours, strict=True)]
+        answered = [b.answered - a.answered for a, b in zip(mine, ours, strict=True)]
         made.append(
-            PromptRow(
+            PromptRun(
                 kind=kind,
                 ratio=ratio,
                 way=way.name,
-                settings=" ".join(filter(None, (str(way.merge or ""), catalog.text(way.policy) if way.policy else ""))),
+                method=" ".join(filter(None, (str(way.merge or ""), catalog.text(way.policy) if way.policy else ""))),
                 context=tokens,
                 examples=len(found),
                 held=_mean([it.held for it in mine]),
@@ -297,6 +298,9 @@ def summarise(
                 right=_mean([it.right for it in mine]),
                 right_behind=_mean(right),
                 right_behind_interval=mean_interval(right),
+                answered=_mean([it.answered for it in mine]),
+                answered_behind=_mean(answered),
+                answered_behind_interval=mean_interval(answered),
                 seconds=median(it.seconds for it in mine),
                 speedup=median(b.seconds / a.seconds for a, b in zip(mine, base, strict=True)),
             )
@@ -318,15 +322,15 @@ def read_ratios(ratio: str, semtoken: str) -> list[SemToken]:
 
 
 def read_kinds(given: str) -> list[str]:
-    """Kinds of text from a text such as ``logs,prose``.
+    """Kinds of text, or tasks, from a text such as ``logs,prose,niah_single``.
 
     Raises:
         InputError: there is no such kind.
     """
     names = [part.strip() for part in given.split(",") if part.strip()]
     for name in names:
-        if name not in KINDS:
-            raise InputError(f"kind {name!r} is unknown.{closest(name, KINDS)}")
+        if name not in (*KINDS, *ASKED):
+            raise InputError(f"kind {name!r} is unknown.{closest(name, (*KINDS, *ASKED))}")
     if not names:
         raise InputError("No kind of text was given. Give for example logs,prose.")
     return list(dict.fromkeys(names))

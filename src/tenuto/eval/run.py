@@ -15,7 +15,17 @@ from typing import Any
 from tenuto.errors import InputError
 from tenuto.eval.records import file_name, read_record, write_record
 
-__all__ = ["ATTENTION_FILES", "KV_FILES", "MOE_FILES", "Run", "Timing", "read_runs", "run_files", "write_run"]
+__all__ = [
+    "ATTENTION_FILES",
+    "KV_FILES",
+    "MOE_FILES",
+    "PROMPT_FILES",
+    "Run",
+    "Timing",
+    "read_runs",
+    "run_files",
+    "write_run",
+]
 
 KV_FILES = "kv-"
 """How the names of the KV family's records begin (:mod:`tenuto.eval.kvrun`)."""
@@ -24,6 +34,9 @@ MOE_FILES = "moe-"
 
 ATTENTION_FILES = "attention-"
 """How the names of the records of trained attentions begin (:mod:`tenuto.eval.attentionrun`)."""
+
+PROMPT_FILES = "prompt-"
+"""How the names of the prompt family's records begin (:mod:`tenuto.eval.promptrun`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +133,7 @@ def _from(raw: dict[str, Any]) -> Run:
 
 def run_files(folder: Path) -> list[Path]:
     """The files of Runs in a folder; those of other families are others."""
-    others = (ATTENTION_FILES, KV_FILES, MOE_FILES)
+    others = (ATTENTION_FILES, KV_FILES, MOE_FILES, PROMPT_FILES)
     return [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(others)]
 
 

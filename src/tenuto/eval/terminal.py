@@ -9,7 +9,7 @@ from rich.table import Table
 
 from tenuto.eval.kvrun import KVRun, Score
 from tenuto.eval.moerun import MoeRun
-from tenuto.eval.prompting import PromptRow
+from tenuto.eval.promptrun import PromptRun
 from tenuto.eval.run import Run, Timing
 from tenuto.eval.storing import StoreRow
 
@@ -111,10 +111,10 @@ def kv_table(runs: Sequence[KVRun]) -> Table:
     return shown
 
 
-def prompt_table(rows: Sequence[PromptRow]) -> Table:
+def prompt_table(rows: Sequence[PromptRun]) -> Table:
     """One row per way to read a prompt; losses in nats per token, intervals of paired means."""
     shown = Table(box=None, pad_edge=False)
-    titles = ("held", "bytes", "loss", "beyond none", "beyond SemToken", "facts", "first token s", "faster")
+    titles = ("held", "bytes", "loss", "beyond none", "beyond SemToken", "facts", "answers", "first token s", "faster")
     for title in ("text", "ratio", "way"):
         shown.add_column(title, no_wrap=True)
     for title in titles:
@@ -124,7 +124,7 @@ def prompt_table(rows: Sequence[PromptRow]) -> Table:
     return shown
 
 
-def prompt_cells(row: PromptRow) -> tuple[str, ...]:
+def prompt_cells(row: PromptRun) -> tuple[str, ...]:
     """What is shown of a row."""
     return (
         row.kind,
@@ -136,6 +136,7 @@ def prompt_cells(row: PromptRow) -> tuple[str, ...]:
         DASH if row.way == "none" else _with_interval(row.extra, row.extra_interval),
         DASH if row.way == "semtoken" else _with_interval(row.behind, row.behind_interval),
         f"{row.right:.2f}",
+        f"{row.answered:.2f}",
         f"{row.seconds:.2f}",
         f"{row.speedup:.2f}x",
     )

@@ -5,21 +5,30 @@ from __future__ import annotations
 import os
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from tenuto.errors import InputError
-from tenuto.eval.kvrun import KVRun, read_kv_runs
-from tenuto.eval.moerun import MoeRun, read_moe_runs
-from tenuto.eval.run import Run, read_runs, run_files
+from tenuto.eval.kvrun import read_kv_runs
+from tenuto.eval.moerun import read_moe_runs
+from tenuto.eval.promptrun import read_prompt_runs
+from tenuto.eval.run import read_runs, run_files
 from tenuto.report.images_page import images_part
 from tenuto.report.kv_page import kv_part
 from tenuto.report.moe_page import moe_part
+from tenuto.report.prompt_page import prompt_part
 
 __all__ = ["FILE_NAME", "write_report"]
 
 FILE_NAME = "tenuto-report.html"
+FAMILIES: tuple[tuple[Any, Any], ...] = (
+    (read_kv_runs, kv_part),
+    (read_prompt_runs, prompt_part),
+    (read_moe_runs, moe_part),
+)
+"""What reads the records of each family but diffusion from a folder, and what makes its part of the page of them."""
 
 
 def _breakable(text: str) -> Markup:
@@ -31,15 +40,15 @@ def _text(name: str) -> str:
     return files("tenuto.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _records(folder: Path) -> tuple[list[Run], list[KVRun], list[MoeRun]]:
-    kv_runs, moe_runs = read_kv_runs(folder), read_moe_runs(folder)
-    others = run_files(folder)
-    if not (kv_runs or moe_runs or others):
+def _parts(folder: Path) -> list[dict[str, Any]]:
+    parts = [images_part(read_runs(folder), folder)] if run_files(folder) else []
+    parts += [part(runs) for read, part in FAMILIES if (runs := read(folder))]
+    if not parts:
         raise InputError(
-            f"{folder} holds no Run records (*.json). Run `tenuto bench diffusion`, `tenuto bench kv` or "
-            f"`tenuto bench moe` with --out {folder} first."
+            f"{folder} holds no Run records (*.json). Run `tenuto bench` diffusion, kv, prompt or moe with "
+            f"--out {folder} first."
         )
-    return (read_runs(folder) if others else []), kv_runs, moe_runs
+    return parts
 
 
 def _render(folder: Path) -> str:
@@ -47,9 +56,7 @@ def _render(folder: Path) -> str:
         loader=FunctionLoader(_text), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["breakable"] = _breakable
-    runs, kv_runs, moe_runs = _records(folder)
-    parts = ([images_part(runs, folder)] if runs else []) + ([kv_part(kv_runs)] if kv_runs else [])
-    parts += [moe_part(moe_runs)] if moe_runs else []
+    parts = _parts(folder)
     level = 1 + len(parts)  # of the headings: below the page's, or below the part's
     for part in parts:
         html = environment.get_template(f"{part['id']}.html").render(part={**part, "level": level})
@@ -72,8 +79,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     """Write one self-contained HTML page about the records in a folder.
 
     Args:
-        folder: holds the records (``*.json``) and the pictures they name. Records of images, of KV caches
-            (``kv-*.json``) and of sharded ones (``moe-*.json``) become parts of the page.
+        folder: holds the records (``*.json``) and the pictures they name. Each family whose records are there, told
+            by the beginning of their names (``kv-``, ``prompt-``, ``moe-``, none for images), is a part of the page.
         out: the file to write; ``folder/tenuto-report.html`` if None. An existing file is replaced.
 
     Returns:

@@ -1,43 +1,49 @@
-"""One page about shortened prompts: their text coloured by span and size, and quality against ratio."""
+"""The part of the page about shortened prompts: quality against ratio, a table, and the text coloured by span."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
-from tenuto.errors import InputError
+from tenuto.eval.promptrun import PromptRun
+from tenuto.report import units
 from tenuto.report.axes import Frame, across_axis, colour, marker, scale, up_axis, whiskers
+from tenuto.report.facts import Headline, common_facts, differences
+from tenuto.report.prompt_check import check_prompt_runs
+from tenuto.report.prompt_table import COLUMNS, prompt_rows
 from tenuto.report.svg import Attributes, element
+from tenuto.report.table import BASELINE, Column, Row
 
-__all__ = ["Mark", "coloured", "quality", "write_prompt_page"]
+__all__ = ["coloured", "prompt_part", "quality"]
 
 FRAME = Frame(width=440.0, height=300.0, left=52.0, right=14.0, top=12.0, bottom=44.0)
 SHOWN = 1500
 """Pieces of a text that are shown."""
 
-STYLE = """
-.tokens { white-space: pre-wrap; overflow-wrap: anywhere; padding: 14px 18px; background: var(--card);
-  border: 1px solid var(--line); border-radius: 8px; font: 13px/1.7 ui-monospace, Menlo, Consolas, monospace; }
-.tokens span { border-radius: 3px; }
-.dropped { color: var(--soft); text-decoration: line-through; opacity: 0.6; }
-.pair { display: flex; flex-wrap: wrap; gap: 20px; align-items: center; }
-svg { width: 440px; max-width: 100%; }
-"""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Text:
+    """A text as it was shortened, and at which ratio."""
+
+    ratio: str
+    html: Markup
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A point of the plot: a way to shorten prompts, its ratio, nats per token beyond the whole prompt, an interval."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """What the page shows of one kind of text at one length; it is a part of its own for the table."""
 
-    way: str
-    ratio: float
-    extra: float
-    interval: tuple[float, float] | None = None
+    title: str
+    id: str
+    plot: Markup
+    baselines: list[Row[PromptRun]]
+    methods: list[Row[PromptRun]]
+    texts: list[_Text]
+    columns: Sequence[Column[PromptRun]]
 
 
 def coloured(pieces: Sequence[tuple[str, int]]) -> Markup:
@@ -59,64 +65,93 @@ def coloured(pieces: Sequence[tuple[str, int]]) -> Markup:
     return element("div", {"class": "tokens"}, *parts)
 
 
-def quality(marks: Sequence[Mark], title: str) -> Markup:
-    """Nats beyond the whole prompt against ratio, one line per way, with a legend; empty without marks."""
-    if not marks:
-        return Markup("")
-    names = {way: number for number, way in enumerate(dict.fromkeys(mark.way for mark in marks))}
-    across = scale([mark.ratio for mark in marks], FRAME.across, 0.2)
-    up = scale([v for mark in marks for v in (mark.extra, *(mark.interval or ()))] + [0.0], FRAME.up, 0.1)
-    parts = across_axis(FRAME, across, "entries over tokens", lambda tick: f"{tick:g}")
-    parts += up_axis(FRAME, up, "nats beyond the whole prompt")
-    for way, number in names.items():
-        mine = sorted((mark for mark in marks if mark.way == way), key=lambda mark: mark.ratio)
-        path = "L".join(f"{across(mark.ratio):.1f} {up(mark.extra):.1f}" for mark in mine)
-        parts.append(element("path", {"class": f"curve {colour(number)}", "d": f"M{path}"}))
-        for mark in mine:
-            x, y = across(mark.ratio), up(mark.extra)
-            bars = (up(mark.interval[0]), up(mark.interval[1])) if mark.interval else None
-            told = element("title", {}, f"{way}, {mark.ratio:g}: {mark.extra:+.3f} nats per token")
-            parts.append(element("g", {}, told, whiskers(number, x, y, None, bars), marker(number, x, y)))
-    head: Attributes = {"viewBox": f"0 0 {FRAME.width:g} {FRAME.height:g}", "role": "img", "aria-label": title}
-    symbols = [
-        element(
-            "div", {}, element("svg", {"width": 16, "height": 16, "style": "width: 16px"}, marker(n, 8, 8)), f" {way}"
-        )
-        for way, n in names.items()
-    ]
-    return element(
-        "div", {"class": "pair"}, element("svg", {"class": "plot", **head}, *parts), element("div", {}, *symbols)
-    )
-
-
-def write_prompt_page(
-    out: Path, texts: Mapping[str, Sequence[tuple[str, int]]], marks: Mapping[str, Sequence[Mark]]
-) -> Path:
-    """Write one self-contained HTML page.
+def quality(runs: Sequence[PromptRun], ways: Sequence[str], title: str) -> Markup:
+    """Nats beyond the whole prompt against ratio, one line per way; empty without runs.
 
     Args:
-        out: the file; an existing one is replaced.
-        texts: by title, the pieces of one text with the sizes of their spans; marks: by title, the points of one plot.
+        ways: of the page, which give each its colour.
+    """
+    if not runs:
+        return Markup("")
+    across = scale([run.ratio for run in runs], FRAME.across, 0.2)
+    up = scale([v for run in runs for v in (run.extra, *(run.extra_interval or ()))] + [0.0], FRAME.up, 0.1)
+    parts = across_axis(FRAME, across, "entries over tokens", lambda tick: f"{tick:g}")
+    parts += up_axis(FRAME, up, "nats beyond the whole prompt")
+    for number, way in enumerate(ways):
+        mine = sorted((run for run in runs if run.way == way), key=lambda run: run.ratio)
+        if not mine:
+            continue
+        path = "L".join(f"{across(run.ratio):.1f} {up(run.extra):.1f}" for run in mine)
+        parts.append(element("path", {"class": f"curve {colour(number)}", "d": f"M{path}"}))
+        for run in mine:
+            x, y = across(run.ratio), up(run.extra)
+            bars = (up(run.extra_interval[0]), up(run.extra_interval[1])) if run.extra_interval else None
+            told = element("title", {}, f"{way}, {run.ratio:g}: {run.extra:+.3f} nats per token")
+            parts.append(element("g", {}, told, whiskers(number, x, y, None, bars), marker(number, x, y)))
+    head: Attributes = {"viewBox": f"0 0 {FRAME.width:g} {FRAME.height:g}", "role": "img", "aria-label": title}
+    return element("svg", {"class": "plot", **head}, *parts)
+
+
+def _group(rows: Sequence[Row[PromptRun]], ways: Sequence[str], number: int) -> _Group:
+    first = rows[0].run
+    title = f"{first.kind}, {first.context:,} tokens"
+    methods = [row for row in rows if not row.baseline]
+    texts = [_Text(ratio=f"{row.run.ratio:g}", html=coloured(row.run.pieces)) for row in methods if row.run.pieces]
+    plot = quality([row.run for row in methods], ways, f"{title}: loss against ratio")
+    return _Group(
+        title=title,
+        id=f"prompts-{number}",
+        plot=plot,
+        baselines=[row for row in rows if row.baseline],
+        methods=methods,
+        texts=texts,
+        columns=COLUMNS,
+    )
+
+
+def _headlines(runs: Sequence[PromptRun]) -> list[Headline]:
+    """How many ways there are, and where SemToken costs least and is soonest."""
+    merged = [run for run in runs if run.way == "semtoken"]
+    ways = len({run.way for run in runs if run.way != BASELINE})
+    figures = [Headline(title="Ways compared", value=str(ways), note="to read a prompt into fewer entries")]
+    if merged:
+        least = min(merged, key=lambda run: run.extra)
+        soonest = max(merged, key=lambda run: run.speedup)
+        figures += [
+            Headline(title="SemToken's least loss", value=f"{least.extra:+.3f} nats", note=_where(least)),
+            Headline(title="Its soonest first token", value=units.times(soonest.speedup), note=_where(soonest)),
+        ]
+    return figures
+
+
+def _where(run: PromptRun) -> str:
+    return f"{run.kind}, {run.context:,} tokens, ratio {run.ratio:g}, {run.examples} examples"
+
+
+def prompt_part(runs: Sequence[PromptRun]) -> dict[str, Any]:
+    """The values of ``prompts.html``.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: a record is damaged.
     """
-    style = files("tenuto.report").joinpath("style.css").read_text(encoding="utf-8")
-    body = [element("h1", {}, "Tenuto ", element("span", {}, "prompts"))]
-    for title in dict.fromkeys([*marks, *texts]):
-        body += [element("h2", {"class": "section"}, title), quality(marks.get(title, ()), title)]
-        if title in texts:
-            lead = "One example. A shaded piece is one entry, the darker the more tokens; plain ones are single tokens."
-            body += [element("p", {"class": "soft"}, lead), coloured(texts[title])]
-    head = element("meta", {"charset": "utf-8"}) + element("title", {}, "Tenuto prompts")
-    head += Markup("<style>{}</style>").format(Markup(style + STYLE))
-    page = Markup("<!doctype html>\n") + element(
-        "html", {"lang": "en"}, element("head", {}, head), element("body", {}, *body)
-    )
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(str(page).replace("</meta>", ""), encoding="utf-8")
-        os.replace(temporary, out)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror or error}). Give another --out.") from error
-    return out
+    check_prompt_runs(runs)
+    rows = prompt_rows(runs)
+    ways = list(dict.fromkeys(row.run.way for row in rows if not row.baseline))
+    groups = list(dict.fromkeys((run.kind, run.context) for run in runs))
+    named = [(f"{run.way}, {_where(run)}", run) for run in runs]
+    return {
+        "id": "prompts",
+        "title": "Shortened prompts",
+        "lead": "Each way to read a prompt into fewer entries than tokens against the whole prompt, on the same texts.",
+        "facts": common_facts(named),
+        "differences": differences(named),
+        "commands": [command for command in dict.fromkeys(run.command for run in runs) if command],
+        "headlines": _headlines(runs),
+        "columns": COLUMNS,
+        "legend": [(way, marker(number, 8, 8)) for number, way in enumerate(ways)],
+        "groups": [
+            _group([row for row in rows if (row.run.kind, row.run.context) == group], ways, number)
+            for number, group in enumerate(groups)
+        ],
+        "records": json.dumps([run.row() for run in runs], indent=1, ensure_ascii=False),
+    }
