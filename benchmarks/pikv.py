@@ -18,6 +18,7 @@ import copy
 import math
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from tenuto.eval.language import load_language
 from tenuto.eval.moe import partition
 from tenuto.eval.tasks.likelihood import text_of
 from tenuto.eval.tokens import prepare
+from tenuto.eval.training import read_log
 from tenuto.kv.models import find_layout
 from tenuto.kv.placements import Affinity, Expert, KeyCluster, RoundRobin, Router, Summary, calibrate_affinity, shard
 from tenuto.kv.placements.routes import Routes
@@ -87,7 +89,10 @@ def texts_of(language: Any, count: int, tokens: int, held_out: bool) -> tuple[to
     """Texts to measure on ``[count, tokens]``, and another one to fit on ``[1, FITTED]``."""
     if not held_out:
         return torch.cat([text_of(language, seed, tokens) for seed in range(count)]), text_of(language, 99, FITTED)
-    documents = [row.long() for row in prepare().held if len(row) >= max(tokens, FITTED)]
+    told, text = read_log(Path(language.name)), prepare()
+    if told.digest != text.digest:
+        raise SystemExit("The model was trained on another text than is installed now: held-out documents may not be.")
+    documents = [row.long() for row in text.held if len(row) >= max(tokens, FITTED)]
     documents = documents[:: max(len(documents) // (count + 1), 1)][: count + 1]  # of all kinds
     return torch.stack([row[:tokens] for row in documents[1:]]), documents[0][None, :FITTED]
 
@@ -95,7 +100,7 @@ def texts_of(language: Any, count: int, tokens: int, held_out: bool) -> tuple[to
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model", nargs="?", default="smollm2")
+    parser.add_argument("model", nargs="?", default="bundled:smollm2")
     for name, value in {"context": 1024, "tokens": 64, "texts": 2, "top-k": EXPERTS, "page": 16, "window": 32}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--keep", type=float, default=0.125)

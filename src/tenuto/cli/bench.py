@@ -271,8 +271,6 @@ def moe(
     """
     import json
 
-    from tenuto.eval.folders import check_folder
-    from tenuto.eval.moerun import write_moe_run
     from tenuto.eval.sharding import ShardingJob, measure
     from tenuto.eval.terminal import moe_table
 
@@ -295,13 +293,7 @@ def moe(
         experts=experts,
         top_k=top_k,
     )
-    if out:
-        check_folder(out)
-    runs = measure(job, command())
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        for run in runs:
-            write_moe_run(run, out)
+    runs = measure(job, out, command=command())
     if as_json:
         click.echo(json.dumps([run.row() for run in runs], indent=1, allow_nan=False))
     else:

@@ -21,7 +21,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tenuto.errors import InputError, StoreError, closest
-from tenuto.eval.moerun import BASELINE, MoeRun
+from tenuto.eval.folders import check_folder
+from tenuto.eval.moerun import BASELINE, MoeRun, write_moe_run
 from tenuto.tiers.codec import PageCodec
 
 __all__ = ["FITTED", "PLACEMENTS", "SELECTORS", "ShardingJob", "as_mixture", "measure"]
@@ -95,14 +96,29 @@ class ShardingJob:
         return {**numbers, **sparse, **texts, **mixture}
 
 
-def measure(job: ShardingJob, command: str = "") -> list[MoeRun]:
-    """The model's own cache, then every placement and selector; one rank is this process.
+def measure(job: ShardingJob, out: Path | None = None, *, command: str = "") -> list[MoeRun]:
+    """The model's own cache, then every placement, selector and codec; one rank is this process.
+
+    Args:
+        job: what is measured; out: folder for one record each; command: how it was asked for.
 
     Raises:
         StoreError: a rank failed; the others are stopped.
+        InputError: ``out`` cannot be written.
     """
-    if job.ranks == 1:
-        return [replace(run, command=command) for run in rank_main(job)]
+    if out:
+        check_folder(out)
+    found = rank_main(job) if job.ranks == 1 else _ranks(job)
+    runs = [replace(run, command=command) for run in found]
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        for run in runs:
+            write_moe_run(run, out)
+    return runs
+
+
+def _ranks(job: ShardingJob) -> list[MoeRun]:
+    """What processes of this machine found."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -121,7 +137,7 @@ def measure(job: ShardingJob, command: str = "") -> list[MoeRun]:
                 process.kill()
                 process.wait()
         told = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(job.ranks)]
-    return [replace(_joined([MoeRun(**one) for one in same]), command=command) for same in zip(*told, strict=True)]
+    return [_joined([MoeRun(**one) for one in same]) for same in zip(*told, strict=True)]
 
 
 def _joined(ranks: Sequence[MoeRun]) -> MoeRun:

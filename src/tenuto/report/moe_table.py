@@ -17,7 +17,7 @@ def _perplexity(run: MoeRun) -> Cell:
 
 
 def _kl(run: MoeRun) -> Cell:
-    same = f"same likeliest token: {units.percent(run.same)}"
+    same = f"same: {units.percent(run.same)}"
     return missing("reference") if run.placement == BASELINE else Cell(text=f"{run.kl:.4f}", note=same, value=run.kl)
 
 
@@ -67,7 +67,7 @@ def _speed(run: MoeRun) -> Cell:
 
 def _stall(run: MoeRun) -> Cell:
     if not run.pages_fetched:
-        return missing("nothing fetched")
+        return missing("none")
     note = f"{run.pages_fetched:,} pages fetched"
     return Cell(text=units.duration(run.stall_s), note=note, value=run.stall_s)
 
@@ -87,11 +87,11 @@ COLUMNS: tuple[Column[MoeRun], ...] = (
     ),
     Column(
         title="KL",
-        note="nats a token",
+        note="nats, same token",
         better="lower",
         cell=_kl,
         help="Mean Kullback-Leibler divergence of the next-token distribution from that with the model's own cache: "
-        "much steadier than perplexity.",
+        "much steadier than perplexity. Below it: how many steps have the same likeliest token.",
     ),
     Column(
         title="Largest |Δ logit|",

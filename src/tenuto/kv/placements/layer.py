@@ -188,31 +188,42 @@ class ShardedLayer(EngineLayer):
 
     def _settle(self, row: int, decoding: bool) -> None:
         """Encode what is full and old; demote or delete what there is no room for."""
-        table, plan = self.tables[row], self.plan
+        table, plan, schedule = self.tables[row], self.plan, self.plan.schedule
+        if plan.codec.exact and schedule is None:
+            return
         full = table.counts == table.page
         if not plan.codec.exact:
             self._encode(row, full & (table.index.amax(-1) < self.seen[row] - plan.recent))
-        schedule = plan.schedule
         if schedule is None or (schedule.lossy and not decoding):
             return
-        movable = ~table.below & (table.coded | plan.codec.exact)  # a page goes below as it will be read
-        use, deleted = table.use(), []
+        there = full & ~table.below
+        if not (plan.codec.exact or schedule.lossy):
+            there &= table.coded  # a page goes below as it will be read
+        use, going = table.use(), []
         for shard in range(plan.shards):
-            mine = full & (table.shard == shard)
-            pages = int(mine.sum()) + int(table.gone[shard])
-            going = schedule.demoted(use, mine & (~table.below if schedule.lossy else movable), pages)
-            if schedule.lossy:
-                deleted.append(going)
-            elif len(going) and plan.pool is not None:
-                table.below[going] = True
-                if shard in self.shelves[row]:
-                    local = torch.searchsorted(table.of(shard), going).tolist()
-                    self.shelves[row][shard].demote(local, plan.pool)
-        if deleted and len(lost := torch.cat(deleted)):
-            self.books.pages_deleted += len(lost)
-            self.books.tokens_deleted += len(lost) * table.page
-            shards = table.shard
-            self._keep(row, shards, table.delete(lost))
+            here = table.shard == shard
+            ever = int((full & here).sum()) + int(table.gone[shard])
+            going.append(schedule.demoted(use, there & here, ever))
+        if schedule.lossy:
+            self._delete(row, torch.cat(going))
+        else:
+            self._demote(row, going)
+
+    def _demote(self, row: int, going: Sequence[torch.Tensor]) -> None:
+        """Let pages go to the tier; numbers of each shard's."""
+        table, pool = self.tables[row], self.plan.pool
+        for shard, pages in enumerate(going):
+            table.below[pages] = True
+            if pool is not None and len(pages) and shard in self.shelves[row]:
+                self.shelves[row][shard].demote(torch.searchsorted(table.of(shard), pages).tolist(), pool)
+
+    def _delete(self, row: int, pages: torch.Tensor) -> None:
+        """Forget full pages for good."""
+        if len(pages):
+            self.books.pages_deleted += len(pages)
+            self.books.tokens_deleted += len(pages) * self.tables[row].page
+            shards = self.tables[row].shard
+            self._keep(row, shards, self.tables[row].delete(pages))
 
     def _encode(self, row: int, old: torch.Tensor) -> None:
         """Hold ``old [pages]`` bool through the codec, those that are raw in memory."""
