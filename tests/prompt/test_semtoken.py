@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -107,6 +108,21 @@ def test_information_falls_with_every_repetition_and_not_before() -> None:
     for tokens in (0, 1, 2, 200):
         assert information([5] * tokens, 3, 256).shape == (tokens,)
     assert float(information([5] * 200, 3, 256)[-1]) < 0.01
+
+
+def test_coherence_joins_tokens_with_neighbours_of_like_states() -> None:
+    """Every third token was read before and is like the one behind it, or like the one before it."""
+    ids = torch.randint(0, 250, (60,), generator=torch.Generator().manual_seed(5))
+    new = torch.arange(60) % 3 != 1
+    ids[~new] = 255
+    for shift in (-1, 1):
+        seen = look(ids)
+        states = TABLE[ids].clone()
+        states[~new] = states[(torch.arange(60)[~new] + shift).clamp(max=59)]
+        method = SemToken(ratio=0.7, layer=0, coherence=1.0, order=0, sinks=0, recent=0)
+        spans = method.choose(replace(seen, states=states))
+        pairs = [int(start) for start, size in zip(spans.starts, spans.sizes, strict=True) if size == 2]
+        assert sum(at % 3 == (1 if shift == 1 else 0) for at in pairs) > 0.8 * len(pairs) > 8
 
 
 def test_a_span_costs_all_but_its_heaviest_token() -> None:
