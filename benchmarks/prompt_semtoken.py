@@ -4,8 +4,10 @@
 
 Prints one markdown table per kind of text and ratio: entries and bytes held over those of the whole prompt, nats per
 original next token, what that is beyond the whole prompt and beyond SemToken (paired, with 95 % intervals), the share
-of the digits of hidden numbers that are still known, and CPU seconds of one thread to the first token, fingerprints and
-choice included, with the median of the paired ratios to the whole prompt's.
+of the digits of hidden numbers that are still known and of the questions that are answered right, and CPU seconds of
+one thread to the first token, n-grams and choice included, with the median of the paired ratios to the whole
+prompt's. The kinds niah_single, niah_multikey and passkey are RULER-style tasks: their loss is that of the right
+answer.
 """
 
 from __future__ import annotations
@@ -19,7 +21,18 @@ from tenuto.eval.language import load_language
 from tenuto.eval.prompting import measure, read_kinds, read_ratios, summarise, ways
 from tenuto.eval.terminal import prompt_cells
 
-HEAD = ("way", "held", "bytes", "loss", "beyond none", "beyond SemToken", "facts", "first token, s", "faster")
+HEAD = (
+    "way",
+    "held",
+    "bytes",
+    "loss",
+    "beyond none",
+    "beyond SemToken",
+    "facts",
+    "answers",
+    "first token, s",
+    "faster",
+)
 
 
 def main() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tenuto.errors import PolicyError
 from tenuto.eval.tasks.redundant import KINDS, compose
 from tenuto.prompt.method import Look
-from tenuto.prompt.semtoken import SemToken, novelty, rarity
+from tenuto.prompt.semtoken import SemToken, before, information, lost
 
 TABLE = torch.randn(256, 24, generator=torch.Generator().manual_seed(0))
 
@@ -22,6 +25,7 @@ def look(ids: torch.Tensor, marks: torch.Tensor | None = None) -> Look:
         marks=torch.zeros(len(ids)) if marks is None else marks,
         surprise=None,
         layers=30,
+        vocabulary=256,
     )
 
 
@@ -50,6 +54,22 @@ def test_what_was_read_before_is_merged_first() -> None:
     assert again >= 5
 
 
+def test_what_changes_in_a_wording_stays() -> None:
+    """Twelve letters of one wording; after the second, what stays by itself is what a letter does not share."""
+    wording = torch.randint(0, 200, (60,), generator=torch.Generator().manual_seed(1))
+    letters = wording.repeat(12, 1)
+    letters[:, 30] = torch.arange(201, 213)
+    spans = SemToken(ratio=0.3, layer=0).choose(look(letters.flatten()))
+    heaviest = spans.weight
+    assert heaviest is not None
+    for letter in range(2, 11):
+        at = 60 * letter + 30
+        assert heaviest[at] > 20 * heaviest[at - 10 : at].max()
+        (mine,) = ((spans.starts <= at) & (at <= spans.ends)).nonzero().flatten().tolist()
+        kept = heaviest[spans.starts[mine] : spans.ends[mine] + 1]
+        assert float(kept.max() / kept.sum()) > 0.8
+
+
 def test_both_ends_and_marked_tokens_stay() -> None:
     ids = torch.randint(0, 250, (300,), generator=torch.Generator().manual_seed(1))
     marks = torch.zeros(300)
@@ -68,34 +88,52 @@ def test_where_too_much_is_protected_the_ratio_wins() -> None:
     assert len(SemToken(ratio=0.2, layer=0).choose(look(ids, torch.full((60,), 4.0)))) == 12
 
 
-def test_novelty_sees_an_earlier_place_and_not_a_later_one() -> None:
-    page = torch.randint(0, 250, (50,), generator=torch.Generator().manual_seed(3))
-    new = novelty(TABLE[torch.cat([page, page])], 3)
-    assert float(new[:50].mean()) > 0.5
-    assert float(new[53:].max()) < 1e-5
-    for tokens in (1, 2, 3, 1030):
-        found = novelty(TABLE[torch.zeros(tokens, dtype=torch.int64)], 3)
-        assert torch.isfinite(found).all()
-        assert found.shape == (tokens,)
+def test_information_is_that_of_the_n_grams_before() -> None:
+    told = information([7, 8, 7, 8, 7, 9], 2, 16) * math.log(16)
+    first = (1 * 0 + 1 / 16) / 2  # 8 after one 7: half of the mass is for what was not seen
+    assert float(told[0]) == pytest.approx(math.log(16), rel=1e-5)
+    assert float(told[1]) == pytest.approx(-math.log(first), rel=1e-5)
+    alone = (1 + 2 / 16) / (3 + 2)  # 8 is one of three tokens so far, two of them different
+    after = (1 + 1 * alone) / (1 + 1)  # and the only one that followed a 7
+    assert float(told[3]) == pytest.approx(-math.log(after), rel=1e-5)
 
 
-def test_novelty_in_blocks_is_novelty() -> None:
-    states = TABLE[torch.randint(0, 250, (1300,), generator=torch.Generator().manual_seed(4))]
-    centred = torch.nn.functional.normalize(states - states.mean(0), dim=-1)
-    alike = (centred @ centred.T).clamp(min=0)
-    for at in (0, 2, 1023, 1024, 1025, 1299):
-        best = max(
-            (float(alike[at, j] * sum(alike[at - b, j - b] for b in (1, 2, 3) if j >= b) / 3) for j in range(at)),
-            default=0.0,
-        )
-        assert float(novelty(states, 3)[at]) == pytest.approx(1 - best, abs=1e-4)
+def test_information_falls_with_every_repetition_and_not_before() -> None:
+    page = torch.randint(0, 250, (50,), generator=torch.Generator().manual_seed(3)).tolist()
+    told = information(page * 3, 8, 256)
+    assert float(told[:50].mean()) > 0.8
+    assert float(told[58:100].max()) < 0.1
+    assert float(told[108:].mean()) < float(told[58:100].mean())
+    assert torch.equal(information((page * 3)[:70], 8, 256), told[:70])
+    for tokens in (0, 1, 2, 200):
+        assert information([5] * tokens, 3, 256).shape == (tokens,)
+    assert float(information([5] * 200, 3, 256)[-1]) < 0.01
 
 
-def test_rarity() -> None:
-    rare = rarity(torch.tensor([5, 5, 5, 9]))
-    assert float(rare[3]) == pytest.approx(1.0)
-    assert 0 < float(rare[0]) < 0.3
-    assert float(rarity(torch.tensor([5, 5])).max()) == 0.0
+def test_coherence_joins_tokens_with_neighbours_of_like_states() -> None:
+    """Every third token was read before and is like the one behind it, or like the one before it."""
+    ids = torch.randint(0, 250, (60,), generator=torch.Generator().manual_seed(5))
+    new = torch.arange(60) % 3 != 1
+    ids[~new] = 255
+    for shift in (-1, 1):
+        seen = look(ids)
+        states = TABLE[ids].clone()
+        states[~new] = states[(torch.arange(60)[~new] + shift).clamp(max=59)]
+        method = SemToken(ratio=0.7, layer=0, coherence=1.0, order=0, sinks=0, recent=0)
+        spans = method.choose(replace(seen, states=states))
+        pairs = [int(start) for start, size in zip(spans.starts, spans.sizes, strict=True) if size == 2]
+        assert sum(at % 3 == (1 if shift == 1 else 0) for at in pairs) > 0.8 * len(pairs) > 8
+
+
+def test_a_span_costs_all_but_its_heaviest_token() -> None:
+    weight = torch.tensor([1.0, 3.0, 2.0, 0.5])
+    table = lost(weight, 3)
+    assert table.tolist() == [[0, 0, 0, 0], [1, 2, 0.5, math.inf], [3, 2.5, math.inf, math.inf]]
+
+
+def test_the_weight_before_a_token() -> None:
+    assert before(torch.tensor([4.0, 2.0, 6.0, 1.0]), 2).tolist() == [1.0, 4.0, 3.0, 4.0]
+    assert before(torch.tensor([4.0]), 2).tolist() == [1.0]
 
 
 def test_settings_as_text() -> None:

@@ -29,7 +29,7 @@ class Look:
             :mod:`tenuto.prompt.protect`.
         surprise: negative log-likelihood of each token under the model, in nats ``[tokens]``, infinite for the first;
             None unless the method asks for it, since it takes a whole pass.
-        layers: of the model.
+        layers, vocabulary: how many the model has.
     """
 
     ids: torch.Tensor
@@ -38,6 +38,7 @@ class Look:
     marks: torch.Tensor
     surprise: torch.Tensor | None
     layers: int
+    vocabulary: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -214,6 +214,7 @@ class _Merging:
             marks=self.marked.to(states.device),
             surprise=self.surprise,
             layers=len(self.run.layout.layers),
+            vocabulary=embed.weight.shape[0],
         )
 
 

@@ -1,24 +1,27 @@
 """SemToken: neighbouring tokens that say little become one entry; dense places keep fine tokens.
 
-Every token has a fingerprint, its state where tokens are merged, and spans of neighbours are chosen so that the sum of
-their size times the variance of their fingerprints is least for the number of spans asked for; exactly so up to 8,192
-tokens. A token counts more, in that sum and in the mean of its span, the rarer it is and the less could be told from
-earlier places of the prompt (its *density*): a log line whose like was read before is merged before one that was not.
-Numbers, names, code and template tokens cost more on top, and both ends of the prompt are merged last. The model reads
-one entry per span: the weighted mean of its states, at the position of its last token, with the log of what its tokens
-weigh together on its attention logits (:mod:`tenuto.prompt.read`); at ``density=0`` that is the log of its size, and a
-plain mean.
+Every token has an *information*: the negative log-likelihood that adaptive n-grams over the tokens before it give it,
+so a word of a wording that was read before has next to none, and a name that changes in it keeps its own. A span stands
+for its most informative token, and costs the information of the others, and on top of it, for which tokens go together,
+the weighted variance of its tokens' states where they are merged (their *fingerprints*). Spans of neighbours are chosen
+so that the sum of costs is least for the number of spans asked for; exactly so up to 8,192 tokens. Both ends of the
+prompt are merged last. The model reads one entry per span: the mean of its states weighted by information, at the
+position of its last token, with the log of its information on its attention logits (:mod:`tenuto.prompt.read`).
 
 What it does not do: it invents no token ids, runs no second encoder, drops nothing, and does not know the question.
 The published code groups every three tokens whatever they say, and never runs a model on the result; how merged tokens
 reach a model is not in the paper's code, so this is a version of the idea and not a reproduction of its figures.
 
-Source: SemToken: Semantic-Aware Tokenization for Efficient Long-Context Language Modeling, 2025,
-https://arxiv.org/abs/2508.15190
+Sources: SemToken: Semantic-Aware Tokenization for Efficient Long-Context Language Modeling, 2025,
+https://arxiv.org/abs/2508.15190; the n-grams are those of prediction by partial matching, with the escape estimate of
+Witten and Bell, 1991 (method C), https://doi.org/10.1109/18.87000
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -29,9 +32,7 @@ from tenuto.errors import PolicyError
 from tenuto.prompt.method import Look, PromptMethod
 from tenuto.prompt.spans import Spans, coherence, split
 
-__all__ = ["SemToken", "novelty", "rarity"]
-
-BLOCK = 1024
+__all__ = ["SemToken", "information", "lost", "penalties"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,40 +41,85 @@ class SemToken(PromptMethod):
 
     Attributes:
         most: tokens of one span, at most.
-        density: how much more a token counts that is new to the prompt: it counts ``(novelty * rarity) ** density`` in
-            the cost, the mean and the count weight of its span; 0: all alike.
-        protect: how much more numbers, names, code and template tokens cost; 0 for no protection but of both ends.
-        context: tokens before a token that belong to its surroundings.
+        order: tokens before a token that may tell it, at most.
+        coherence: how much the variance of its tokens' states adds to what a span costs.
+        protect: how much more it costs to lose numbers, names, code and template tokens after tokens of much
+            information; 0 for no protection but of both ends.
     """
 
-    most: int = 16
-    density: float = 1.0
+    most: int = 64
+    order: int = 8
+    coherence: float = 0.0
     protect: float = 1.0
-    context: int = 4
     name: ClassVar[str] = "semtoken"
 
     def __post_init__(self) -> None:
         PromptMethod.__post_init__(self)
-        if self.most < 2 or self.context < 0 or min(self.density, self.protect) < 0:
-            raise PolicyError(f"{self} is not allowed: most is 2 or more, density, protect and context 0 or more.")
+        if min(self.most - 2, self.order) < 0 or min(self.coherence, self.protect) < 0:
+            raise PolicyError(f"{self} is not allowed: most is 2 or more, order, coherence and protect 0 or more.")
 
     def choose(self, look: Look) -> Spans:
         tokens = look.ids.shape[0]
         wanted = self.count(tokens, look.layers)
         if wanted == tokens:
             return Spans.of_lengths([1] * tokens)
-        prints = F.normalize(look.states - look.states.mean(0), dim=-1)
-        weight = (novelty(look.embeddings, self.context) * rarity(look.ids)).clamp(min=LEAST) ** self.density
-        stay = self.protect * look.marks * weight + FOREVER * self.ends(tokens).to(weight.device)
-        spans = split((coherence(prints, self.most, weight) + penalties(stay, self.most)).cpu(), wanted)
-        return replace(spans, weight=weight.cpu())
+        weight = information(look.ids.tolist(), self.order, look.vocabulary).clamp(min=LEAST)
+        stay = 1 + self.protect * look.marks.cpu() * before(weight, self.order)
+        cost = lost(weight * stay, self.most)
+        if self.coherence:
+            prints = F.normalize(look.states - look.states.mean(0), dim=-1)
+            cost += self.coherence * coherence(prints, self.most, weight.to(prints.device)).cpu()
+        cost += penalties(FOREVER * self.ends(tokens), self.most)
+        return replace(split(cost, wanted), weight=weight)
 
 
-LEAST = 0.01
+LEAST = 1e-5
 """The least a token counts."""
 
 FOREVER = 1e3
 """What it costs to merge one of the tokens at both ends: paid only where the ratio cannot be met otherwise."""
+
+
+def information(ids: Sequence[int], order: int, vocabulary: int) -> torch.Tensor:
+    """What each token says beyond those before it, ``[tokens]`` float32: 1 for one of a vocabulary without a prompt.
+
+    ``-log p(token) / log(vocabulary)``, where p comes from the n-grams of the tokens before it, shortest first:
+    ``p_k = (count(token) + followers * p_(k-1)) / (count + followers)``, all counted after the same k tokens, k from 0
+    to ``order``, over ``p_(-1) = 1 / vocabulary``; followers are different ones.
+    """
+    seen: dict[tuple[int, ...], Counter[int]] = {}
+    told, scale = list[float](), math.log(max(vocabulary, 2))
+    for at, token in enumerate(ids):
+        likely = 1 / max(vocabulary, 2)
+        contexts = [tuple(ids[at - back : at]) for back in range(min(order, at) + 1)]
+        for context in contexts:
+            if (after := seen.get(context)) is None:
+                break
+            likely = (after[token] + len(after) * likely) / (after.total() + len(after))
+        told.append(-math.log(likely) / scale)
+        for context in contexts:
+            seen.setdefault(context, Counter())[token] += 1
+    return torch.tensor(told)
+
+
+def before(weight: torch.Tensor, many: int) -> torch.Tensor:
+    """The mean weight of so many tokens before each ``[tokens]``, fewer at the beginning; of the first: 1."""
+    total = torch.cat([weight.new_zeros(1), weight.cumsum(0)])
+    at = torch.arange(1, weight.shape[0])
+    first = (at - max(many, 1)).clamp(min=0)
+    return torch.cat([weight.new_ones(1), (total[at] - total[first]) / (at - first)])
+
+
+def lost(weight: torch.Tensor, most: int) -> torch.Tensor:
+    """The weight of all tokens ``[tokens]`` of every span but its heaviest, as a table of costs."""
+    tokens, total, top = weight.shape[0], weight, weight
+    table = torch.full((most, tokens), float("inf"))
+    table[0] = 0.0
+    for length in range(2, min(most, tokens) + 1):
+        count, last = tokens - length + 1, weight[length - 1 :]
+        total, top = total[:count] + last, torch.maximum(top[:count], last)
+        table[length - 1, :count] = total - top
+    return table
 
 
 def penalties(stay: torch.Tensor, most: int) -> torch.Tensor:
@@ -84,36 +130,3 @@ def penalties(stay: torch.Tensor, most: int) -> torch.Tensor:
         total = total[: tokens - length + 1] + stay[length - 1 :]
         table[length - 1, : tokens - length + 1] = total
     return table
-
-
-def rarity(ids: torch.Tensor) -> torch.Tensor:
-    """How rare each token is in the prompt, ``[tokens]`` in [0, 1]: ``log(tokens / count)`` over its largest value."""
-    _, which, count = torch.unique(ids, return_inverse=True, return_counts=True)
-    tokens = torch.tensor(float(max(ids.shape[0], 2)))
-    rare: torch.Tensor = (tokens / count[which]).log().clamp(min=0) / tokens.log()
-    return rare
-
-
-def novelty(embeddings: torch.Tensor, context: int) -> torch.Tensor:
-    """How little of each token could be told from earlier places of the prompt, ``[tokens]`` in [0, 1].
-
-    An earlier place tells a token as far as both the token there and the ``context`` tokens before it are alike:
-    ``cos(x_i, x_j) * mean_b cos(x_(i-b), x_(j-b))`` of the embeddings, nothing where one is negative. The novelty is 1
-    minus the largest of these, over all earlier places.
-
-    Args:
-        embeddings: ``[tokens, channels]``.
-    """
-    tokens = embeddings.shape[0]
-    centred = F.normalize(embeddings - embeddings.mean(0), dim=-1)
-    likest = torch.zeros(tokens, device=embeddings.device)
-    for start in range(0, tokens, BLOCK):
-        stop, low = min(start + BLOCK, tokens), max(start - context, 0)
-        alike = (centred[low:stop] @ centred[:stop].T).clamp_(min=0)
-        around = torch.zeros_like(alike[start - low :])
-        for back in range(1, context + 1):
-            begin = max(start, back)
-            around[begin - start :, back:] += alike[begin - back - low : stop - back - low, : stop - back]
-        found = alike[start - low :] * (around / context if context else 1)
-        likest[start:stop] = found.tril_(start - 1).amax(-1)
-    return (1 - likest).clamp(0, 1)
