@@ -27,7 +27,7 @@ def attentions(context: int) -> list[str]:
     """What is compared: MKA with a window of an eighth of the context, what it must beat, then all others and MKA with
     a level off. ``mqa`` holds more bytes than MKA at four times the context, ``mha`` six times as many."""
     window = f"window={context // 8}"
-    levels = f"mka:{window},chunk={context // 32}"
+    levels = f"mka:{window},chunk={context // 32},crowd=28"
     return [
         f"{levels},recall=2",
         f"window:{window}",

@@ -17,7 +17,7 @@ TEXTS = [
     "window:window=5,sinks=0",
     "mka:window=9,sinks=2,chunk=4,recall=2",
     "mka:window=8,sinks=0,chunk=5,recall=3,horizons=0,original=true",
-    "mka:window=6,sinks=1,chunk=3,recall=0,horizons=3",
+    "mka:window=6,sinks=1,chunk=3,recall=0,horizons=3,crowd=4",
     "mka:window=7,sinks=2,chunk=4,recall=2,horizons=0,session=false",
     "fastmka:horizons=2,shortest=2,longest=40,bottleneck=8",
     "short_conv",

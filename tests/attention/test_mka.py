@@ -63,7 +63,7 @@ def by_definition(heads: MKAHeads, q: torch.Tensor, k: torch.Tensor, v: torch.Te
         out_of_window = sums[: (start - a.sinks) // a.chunk]
         edge = turn(query, torch.tensor(a.window))
         for key, value in out_of_window:
-            together = math.log(len(out_of_window))
+            together = math.log(max(len(out_of_window) / a.crowd, 1))
             logits.append(edge @ key * scale + heads.bias[0, h] + query @ heads.route[0, h] * scale - together)
             values.append(value)
         for m in range(a.horizons if out_of_window else 0):
@@ -78,9 +78,9 @@ def by_definition(heads: MKAHeads, q: torch.Tensor, k: torch.Tensor, v: torch.Te
 
 def test_it_is_what_the_docstring_says() -> None:
     torch.manual_seed(0)
-    attention = MKA(window=7, sinks=2, chunk=3, recall=0, horizons=2)
+    attention = MKA(window=7, sinks=2, chunk=3, recall=0, horizons=2, crowd=5)
     heads = attention.build(Shape(heads=2, kv_heads=1, head_dim=8, layer=0, layers=1, context=100))
-    assert heads.bias[0].tolist() == pytest.approx([math.log(7)] * 2)
+    assert heads.bias[0].tolist() == pytest.approx([math.log(3)] * 2)
     with torch.no_grad():
         for weight in heads.parameters():
             weight.add_(torch.randn_like(weight) * 0.5)

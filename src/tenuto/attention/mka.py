@@ -7,19 +7,18 @@ many bytes as plain attention. Here each level holds less than what it stands fo
     local      the first ``sinks`` tokens and a sliding window; the window begins at a chunk, so it is ``window`` to
                ``window + chunk - 1`` tokens long and nothing falls between it and the summaries
     session    one learned pooled key and value per chunk that has left the window, ``kbar = sum_t a_t k_t``,
-               ``a = softmax_t(u k_t + p_t)``, all of them together weighing the same however many they are; and, over
-               these, running means at ``horizons`` learned decays
+               ``a = softmax_t(u k_t + p_t)``; and, over these, running means at ``horizons`` learned decays
     long-term  the ``recall`` chunks whose summaries answer the query best, in full, from an archive on the host, on
                disk or on a server, there quantised if asked (:func:`keep_far`); their summaries then stand back
 
 All of it is one softmax, with a learned bias per head and level and a learned term in the query, ``b + w q``: that
-is the router, and it decides per query. A summary's logit is also less by the logarithm of their number: four times the
-text does not draw four times the attention. With ``recall`` enough for all chunks, original positions and no running
-means it is full attention; without session and recall the window; a text within the window is plain attention.
+is the router, and it decides per query. With ``recall`` enough for all chunks, original positions and no running means
+it is full attention; without session and recall the window; a text within the window is plain attention.
 
 Positions: with ``original=false`` whatever has left the window is attended to as if it stood at the window's edge
 (unrotated keys under a query rotated by ``window``), so that no distance appears which training did not have. With
-``original=true`` recalled tokens keep their positions, and a summary has that of its chunk's last token.
+``original=true`` recalled tokens keep their positions, and a summary has that of its chunk's last token. Nor need there
+be more summaries than in training: with ``crowd=n``, more than n draw together the attention of n.
 
 What it does not do: the archive holds every token, on a cheaper tier; ``recall=0`` has none. Summaries grow by one
 entry per chunk. Gradients do not reach the archive of a cache, only that of a whole sequence.
@@ -59,6 +58,7 @@ class MKA(Attention):
         window: tokens at least that a query sees in full; sinks: first tokens that stay.
         chunk: tokens to a summary; recall: chunks that a query sees in full per KV head, 0: no long-term level.
         session: whether there are summaries; horizons: running means over them, of 4, 16, 64, ... chunks at first.
+        crowd: summaries that add up, as many as training rows have; of more, each weighs less. 0: any number adds up.
         original: positions of what has left the window, see above.
 
     Raises:
@@ -71,12 +71,13 @@ class MKA(Attention):
     recall: int = 4
     horizons: int = 2
     session: bool = True
+    crowd: int = 0
     original: bool = False
 
     name: ClassVar[str] = "mka"
 
     def __post_init__(self) -> None:
-        if min(self.window, self.chunk) < 1 or min(self.sinks, self.recall, self.horizons) < 0:
+        if min(self.window, self.chunk) < 1 or min(self.sinks, self.recall, self.horizons, self.crowd) < 0:
             raise PolicyError(f"{self} is not allowed: window and chunk are 1 or more, the others 0 or more.")
         if self.horizons and (self.original or not self.session):
             raise PolicyError(f"{self}: running means need summaries without positions. Give horizons=0 with it.")
@@ -132,7 +133,7 @@ class MKAHeads(Heads):
     """MKA's attention of one layer.
 
     Parameters, zero at first but where said: ``pool_key`` u and ``pool_place`` p per KV head; ``bias`` b per head of
-    session, means and recalled, the first at ``log(window)``: all summaries count like a window; ``route`` w per head
+    session, means and recalled, the first at ``log(chunk)``: a summary counts like its tokens; ``route`` w per head
     and level; ``decay``, the logarithm of the horizons in chunks.
     """
 
@@ -145,7 +146,7 @@ class MKAHeads(Heads):
             self.pool_key = nn.Parameter(torch.zeros(shape.kv_heads, shape.head_dim), requires_grad=learned)
             self.pool_place = nn.Parameter(torch.zeros(shape.kv_heads, attention.chunk), requires_grad=learned)
             bias = torch.zeros(3, shape.heads)
-            bias[0] = math.log(attention.window)
+            bias[0] = math.log(attention.chunk)
             used = [attention.session, attention.horizons > 0, attention.recall > 0]
             self.rows = {name: sum(used[:i]) for i, name in enumerate(("session", "means", "recalled")) if used[i]}
             self.bias = nn.Parameter(bias[torch.tensor(used)])
@@ -290,8 +291,10 @@ class MKAHeads(Heads):
             read = _chosen(view.archive, chosen, best > NEVER, chunks)
             levels.append(_recalled(far, self._bias("recalled", q), *read))
         if self.attention.session:
-            among = exposed.clamp(min=1).to(q.dtype).log()[:, None, None, :, None]
-            logits = plain + self._bias("session", q) - among
+            logits = plain + self._bias("session", q)
+            if self.attention.crowd:
+                among = (exposed.to(q.dtype) / self.attention.crowd).clamp(min=1)
+                logits = logits - among.log()[:, None, None, :, None]
             logits = logits.masked_fill(recalled[:, :, None], NEVER)
             levels.append(Level("session", logits, lambda w: torch.einsum("bhgqk,bhkd->bhgqd", w, sum_v)))
         if self.attention.horizons:
