@@ -133,8 +133,8 @@ class MKAHeads(Heads):
     """MKA's attention of one layer.
 
     Parameters, zero at first but where said: ``pool_key`` u and ``pool_place`` p per KV head; ``bias`` b per head of
-    session, means and recalled, the first at ``log(chunk)``: a summary counts like its tokens; ``route`` w per head
-    and level; ``decay``, the logarithm of the horizons in chunks.
+    session, means and recalled, the first at ``log(chunk)``, as many as its tokens; ``route`` w per head and level;
+    ``decay``, the logarithm of the horizons in chunks.
     """
 
     def __init__(self, attention: MKA, shape: Shape) -> None:
@@ -209,8 +209,6 @@ class MKAHeads(Heads):
             past.sink_k, past.sink_v = view.sink_k, view.sink_v
         return torch.cat(out, 2)
 
-    # -- closing chunks
-
     def _close(self, call: Call, plain: torch.Tensor, view: _View) -> None:
         """Summarise and archive the chunks that this call completes."""
         a, number = self.attention, call.number
@@ -232,8 +230,6 @@ class MKAHeads(Heads):
         )
         if a.recall and view.archive is not None:
             view.archive.put(k, v, which, valid)
-
-    # -- attending
 
     def _attend(self, q: torch.Tensor, start: int, view: _View, scale: float) -> torch.Tensor:
         """A block of queries, rotated ``[batch, heads, queries, head_dim]``, from column ``start`` of this call on."""
