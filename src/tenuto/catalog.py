@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 import pkgutil
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import entry_points
 from types import ModuleType
@@ -24,6 +23,7 @@ import tenuto.kv.policies
 from tenuto.diffusion.policy import FeaturePolicy, WrappingPolicy
 from tenuto.errors import PolicyError, closest
 from tenuto.kv.policy import Combined, KVMethod
+from tenuto.options import KINDS, read_options, write_options
 
 __all__ = [
     "Family",
@@ -89,7 +89,7 @@ class MethodInfo:
         for item in fields(self.cls):  # type: ignore[arg-type]
             if self.wraps and item.name == INNER:
                 continue
-            if hints[item.name] not in _READERS:
+            if hints[item.name] not in KINDS:
                 raise PolicyError(f"{self.name}: option {item.name!r} must be int, float, bool or str in its class.")
             default = None if item.default is MISSING else item.default
             found[item.name] = Option(item.name, hints[item.name], default, item.default is MISSING)
@@ -222,43 +222,11 @@ def _parse_one(given: str, family: Family | None, inner: FeaturePolicy | None) -
         raise PolicyError(f"{name} cannot follow a plus: it wraps no other policy. Those that do: {around}.")
     options = found.options()
     values: dict[str, Any] = {INNER: inner} if found.wraps else {}
-    for item in rest.split(",") if colon else ():
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if key not in options:
-            raise PolicyError(f"{name} has no option {key!r}.{closest(key, options)}")
-        if not equals or key in values:
-            raise PolicyError(f"{name}: write option {key!r} once, as {key}=VALUE; got {given!r}.")
-        values[key] = _read(f"{name}: {key}", value, options[key].type)
+    kinds = {key: option.type for key, option in options.items()}
+    values |= read_options(name, rest, kinds) if colon else {}
     if missing := [option.name for option in options.values() if option.required and option.name not in values]:
         raise PolicyError(f"{name} needs {', '.join(missing)}: write {name}:{missing[0]}=VALUE.")
     return found.cls(**values)
-
-
-def _read_bool(value: str) -> bool:
-    return {"true": True, "false": False}[value.lower()]
-
-
-def _read_float(value: str) -> float:
-    number = float(value)
-    if math.isnan(number):
-        raise ValueError("not a number")
-    return number
-
-
-_READERS: dict[type, tuple[Callable[[str], Any], str]] = {
-    int: (int, "a whole number"),
-    float: (_read_float, "a number"),
-    bool: (_read_bool, "true or false"),
-    str: (str, "text"),
-}
-
-
-def _read(label: str, value: str, kind: type) -> Any:
-    reader, allowed = _READERS[kind]
-    try:
-        return reader(value)
-    except (ValueError, KeyError) as error:
-        raise PolicyError(f"{label}={value} is not allowed: give {allowed}.") from error
 
 
 @overload
@@ -307,11 +275,5 @@ def text(policy: Policy) -> str:
             f"{type(policy).__name__} is not in the catalog. Put it in a file of its family's folder policies, "
             "or declare an entry point in the group tenuto.diffusion or tenuto.kv."
         )
-    before, changed = "", []
-    for item in fields(policy):  # type: ignore[arg-type]
-        value = getattr(policy, item.name)
-        if isinstance(value, FeaturePolicy):
-            before = text(value) + PLUS
-        elif value != item.default:
-            changed.append(f"{item.name}={str(value).lower() if isinstance(value, bool) else value}")
-    return before + (f"{name}:{','.join(changed)}" if changed else name)
+    inner = text(policy.inner) + PLUS if isinstance(policy, WrappingPolicy) else ""
+    return inner + write_options(name, policy, without=INNER if inner else "")

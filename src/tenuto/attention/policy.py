@@ -19,7 +19,8 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import nn
 
-from tenuto.errors import AttachError, PolicyError, closest
+from tenuto.errors import AttachError
+from tenuto.options import read_options, write_options
 
 __all__ = ["Attention", "Call", "Heads", "Rotate", "Shape", "State", "shares"]
 
@@ -175,24 +176,10 @@ class Attention(ABC):
         Raises:
             PolicyError: an option it does not have, or a value of the wrong kind.
         """
-        kinds: dict[str, Any] = {item.name: type(item.default) for item in fields(cls)}
-        read = dict[str, Any]()
-        for part in filter(None, given.split(",")):
-            key, _, value = (piece.strip() for piece in part.partition("="))
-            if key not in kinds:
-                raise PolicyError(f"{cls.name} has no option {key!r}.{closest(key, kinds)}")
-            try:
-                read[key] = {"true": True, "false": False}[value.lower()] if kinds[key] is bool else kinds[key](value)
-            except (ValueError, KeyError) as error:
-                allowed = {int: "a whole number", float: "a number", bool: "true or false"}[kinds[key]]
-                raise PolicyError(f"{cls.name}: {part.strip()!r} is not allowed: give {allowed}.") from error
+        kinds = {item.name: type(item.default) for item in fields(cls)}
+        read = read_options(cls.name, given, kinds) if given else {}
         made: Any = cls
         return cast(Self, made(**read))
 
     def __str__(self) -> str:
-        changed = []
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if value != item.default:
-                changed.append(f"{item.name}={str(value).lower() if isinstance(value, bool) else value}")
-        return self.name + (":" + ",".join(changed) if changed else "")
+        return write_options(self.name, self)

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 
-from tenuto.errors import PolicyError, closest
+from tenuto.errors import PolicyError
+from tenuto.options import read_options, write_options
 from tenuto.prompt.spans import Spans
 
 __all__ = ["Look", "PromptMethod"]
@@ -77,26 +78,13 @@ class PromptMethod(ABC):
         Raises:
             PolicyError: an option it does not have, or a value that is no number.
         """
-        kinds: dict[str, Any] = {item.name: type(item.default) for item in fields(cls)}
-        read = dict[str, float]()
-        for part in filter(None, given.split(",")):
-            key, _, value = (piece.strip() for piece in part.partition("="))
-            if key not in kinds:
-                raise PolicyError(f"{cls.name} has no option {key!r}.{closest(key, kinds)}")
-            try:
-                read[key] = kinds[key](value)
-            except ValueError as error:
-                raise PolicyError(
-                    f"{cls.name}: {part.strip()!r} is not allowed: give a number, as in ratio=0.5."
-                ) from error
+        kinds = {item.name: type(item.default) for item in fields(cls)}
+        read = read_options(cls.name, given, kinds) if given else {}
         made: Any = cls
         return cast(Self, made(**read))
 
     def __str__(self) -> str:
-        told = (
-            (item.name, getattr(self, item.name)) for item in fields(self) if getattr(self, item.name) != item.default
-        )
-        return self.name + "".join(f"{',' if i else ':'}{key}={value:g}" for i, (key, value) in enumerate(told))
+        return write_options(self.name, self)
 
     @abstractmethod
     def choose(self, look: Look) -> Spans:
