@@ -140,7 +140,11 @@ def test_settings_as_text() -> None:
     assert SemToken.parse("ratio=0.33,layer=2") == SemToken(ratio=0.33, layer=2)
     assert SemToken.parse("") == SemToken()
     assert str(SemToken(ratio=0.33, sinks=2)) == "semtoken:ratio=0.33,sinks=2"
-    for wrong, told in (("ratoi=1", "Did you mean 'ratio'"), ("layer=x", "give a whole number"), ("ratio=0", "more than 0")):
+    for wrong, told in (
+        ("ratoi=1", "Did you mean 'ratio'"),
+        ("layer=x", "give a whole number"),
+        ("ratio=0", "more than 0"),
+    ):
         with pytest.raises(PolicyError, match=told):
             SemToken.parse(wrong)
     with pytest.raises(PolicyError, match="most is 2 or more"):
