@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 import tenuto
 from tenuto import catalog
+from tenuto.eval.intervals import mean_interval
 from tenuto.eval.job import Job, labels_of
 from tenuto.eval.pipelines import ImageModel, load_model
-from tenuto.eval.quality import mean_interval, psnr
+from tenuto.eval.quality import psnr
 
 CURVES = {
     "every_n": [f"every_n:n={n}" for n in (2, 3, 4, 6)],
