@@ -40,3 +40,19 @@ def test_a_store_that_fails_is_a_miss_and_an_error(tmp_path: Path, monkeypatch: 
     for change in (lambda: tier.put("b", b"b"), lambda: tier.discard("a"), tier.keys, tier.bytes_used):
         with pytest.raises(StoreError, match="credentials"):
             change()
+
+
+def test_a_page_that_another_thread_discards_first_is_discarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = ObjectTier(f"file://{tmp_path}/pages")
+    tier.put("a", b"data")
+    remove = tier._files.rm_file
+
+    def twice(path: str) -> None:
+        remove(path)
+        remove(path)
+
+    monkeypatch.setattr(tier._files, "rm_file", twice)
+    tier.discard("a")
+    assert tier.get("a") is None

@@ -72,7 +72,8 @@ class ObjectTier(Tier):
     def discard(self, key: str) -> None:
         try:
             if self._files.exists(self._path(key)):
-                self._files.rm_file(self._path(key))
+                with suppress(FileNotFoundError):  # discarded meanwhile
+                    self._files.rm_file(self._path(key))
         except Exception as error:
             raise StoreError(f"{self.name} did not discard a page ({error}). Check address and credentials.") from error
 
