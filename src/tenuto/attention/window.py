@@ -95,7 +95,7 @@ class WindowHeads(Heads):
             mask = torch.cat([first, near], -1)[:, None]
             mask = mask | ~mask.any(-1, keepdim=True)  # padding attends to anything, and nobody looks
             out.append(
-                nn_attention(
+                _attend(
                     q[:, :, start:stop],
                     torch.cat([sink_k, keys[:, :, part]], 2),
                     torch.cat([sink_v, values[:, :, part]], 2),
@@ -114,7 +114,7 @@ class WindowHeads(Heads):
         return {"device": entry * (self.sinks + min(tokens, self.window - 1))}
 
 
-def nn_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
     """Attention under a boolean mask ``[batch, 1, queries, keys]``, True where it may look."""
     return torch.nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]

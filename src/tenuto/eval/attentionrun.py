@@ -9,9 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tenuto.errors import InputError
 from tenuto.eval.intervals import mean_interval
-from tenuto.eval.records import file_name, read_record, write_record
+from tenuto.eval.records import file_name, read_record, record_files, write_record
 from tenuto.eval.run import ATTENTION_FILES
 
 __all__ = ["AttentionRun", "Bits", "Decode", "Group", "grouped", "read_attention_runs", "write_attention_run"]
@@ -191,7 +190,5 @@ def read_attention_runs(folder: Path) -> list[AttentionRun]:
     Raises:
         InputError: the folder does not exist, or a record is damaged.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder. Give the --out folder of a benchmark.")
-    runs = [read_record(path, AttentionRun, _from) for path in sorted(folder.glob(f"{ATTENTION_FILES}*.json"))]
+    runs = [read_record(path, AttentionRun, _from) for path in record_files(folder, ATTENTION_FILES)]
     return sorted(runs, key=lambda run: (_place(run.attention), run.attention, run.seed))

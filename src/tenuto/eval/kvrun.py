@@ -8,8 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tenuto.errors import InputError
-from tenuto.eval.records import file_name, read_record, write_record
+from tenuto.eval.records import file_name, read_record, record_files, write_record
 from tenuto.eval.run import KV_FILES, Timing
 
 __all__ = ["BASELINE", "KVRun", "Score", "read_kv_runs", "write_kv_run"]
@@ -150,7 +149,5 @@ def read_kv_runs(folder: Path) -> list[KVRun]:
     Raises:
         InputError: the folder does not exist, or a record is damaged.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder. Give the --out folder of a benchmark.")
-    runs = [read_record(path, KVRun, _from) for path in sorted(folder.glob(f"{KV_FILES}*.json"))]
+    runs = [read_record(path, KVRun, _from) for path in record_files(folder, KV_FILES)]
     return sorted(runs, key=lambda run: (run.context, run.policy != BASELINE, str(run.policy), run.bytes_held))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tenuto.errors import InputError
 
-__all__ = ["file_name", "read_record", "write_record"]
+__all__ = ["file_name", "read_record", "record_files", "write_record"]
 
 Record = TypeVar("Record")
 
@@ -19,6 +19,17 @@ Record = TypeVar("Record")
 def file_name(policy: str) -> str:
     """A policy's text as the stem of a file name."""
     return "".join(c if c.isalnum() or c in "._-=" else "_" for c in policy)
+
+
+def record_files(folder: Path, begins: str = "") -> list[Path]:
+    """The JSON files of a folder whose names begin so, sorted.
+
+    Raises:
+        InputError: the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder. Give the --out folder of a benchmark.")
+    return sorted(folder.glob(f"{begins}*.json"))
 
 
 def write_record(record: Any, path: Path) -> Path:
