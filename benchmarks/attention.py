@@ -22,25 +22,32 @@ from tenuto.eval.records import file_name
 from tenuto.eval.tasks.attention import AttentionJob, bench
 from tenuto.eval.training import Training, train
 
+CONV = "short_conv+"
+"""Every contender has the short convolution on keys and values, with which small models learn to look back in time."""
+
 
 def attentions(context: int) -> list[str]:
     """What is compared: MKA with a window of an eighth of the context, what it must beat, then all others and MKA with
-    a level off. ``mqa`` holds more bytes than MKA at four times the context, ``mha`` six times as many."""
-    window = f"window={context // 8}"
-    levels = f"mka:{window},chunk={context // 32},crowd=28"
+    a level off. At four times the context, the second window holds the bytes that MKA holds, and ``mqa`` more."""
+    window, chunk = context // 8, context // 32
+    same = window + 128 + 3 * chunk // 2 - 4  # as many entries as MKA's window, open chunk and summaries
+    mka = f"{CONV}mka:window={window},chunk={chunk},crowd=28"
     return [
-        f"{levels},recall=2",
-        f"window:{window}",
-        "mqa",
-        "mha",
-        "fastmka",
-        f"pi:{window},stride={context // 16},coprime=true",
-        f"{levels},recall=0",
-        f"{levels},recall=2,horizons=0",
-        f"{levels},recall=4",
+        f"{mka},recall=4,horizons=0,start=0.2",
+        f"{CONV}window:window={window}",
+        f"{CONV}window:window={same}",
+        f"{CONV}mqa",
         "short_conv",
-        "gqa",
+        f"{mka},recall=0,horizons=0,start=0.2",
+        f"{mka},recall=4,horizons=0,start=0.2,session=false",
+        f"{mka},recall=1,horizons=0,start=0.2",
+        f"{mka},recall=4,start=0.2",
+        f"{mka},recall=4,horizons=0",
+        f"{CONV}fastmka",
+        f"{CONV}pi:window={window},stride={context // 16},coprime=true",
+        f"{CONV}gqa",
         "mla",
+        "mha",
     ]
 
 
@@ -50,12 +57,14 @@ def main() -> None:
     parser.add_argument("--size", default="cpu")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--attentions", help="apart by semicolons; otherwise the list in this file")
-    parser.add_argument("--baselines", default="mha;mqa;window:window=64", help="apart by semicolons; if trained")
+    parser.add_argument("--baselines", help="apart by semicolons; otherwise the next four of that list, if trained")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
-    names = given.attentions.split(";") if given.attentions else attentions(read_size(given.size).context)
+    listed = attentions(read_size(given.size).context)
+    names = given.attentions.split(";") if given.attentions else listed
+    beside = given.baselines.split(";") if given.baselines else listed[1:5]
     texts = list(dict.fromkeys(map(canonical, names)))
     folders = []
     pairs = [(text, int(seed)) for seed in given.seeds.split(",") for text in texts]
@@ -68,7 +77,7 @@ def main() -> None:
         folders.append(folder)
     command = shlex.join(["python", "benchmarks/attention.py", *sys.argv[1:]])
     runs = bench(folders, given.out / "runs", AttentionJob(), device=given.device, command=command)
-    print(attention_tables(runs, [name for name in given.baselines.split(";") if name in texts]))
+    print(attention_tables(runs, [name for name in map(canonical, beside) if name in texts]))
 
 
 if __name__ == "__main__":

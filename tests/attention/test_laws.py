@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from retrofitted import plain, stir, tokens
 from transformers import DynamicCache
 
 from tenuto.attention import attentions, held, load, parse, retrofit
-from tenuto.attention.policy import Heads
+from tenuto.attention.attach import Retrofitted
 from tenuto.errors import AttachError, InputError, ModelError, PolicyError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,6 +23,9 @@ TEXTS = [
     "mka:window=7,sinks=2,chunk=4,recall=2,horizons=0,session=false",
     "fastmka:horizons=2,shortest=2,longest=40,bottleneck=8",
     "short_conv",
+    "short_conv:kernel=3+mka:window=8,sinks=1,chunk=4,recall=2,horizons=0",
+    "short_conv+window:window=8",
+    "short_conv+pi:window=8,stride=3,sinks=2",
     "pi:window=8,stride=3,sinks=2",
     "pi:window=5,stride=7,sinks=0,coprime=true,phases=true",
     "pi:window=4,stride=3,variant=log,phases=true",
@@ -33,7 +38,7 @@ every = pytest.mark.parametrize("text", TEXTS)
 
 
 def test_every_attention_is_tested() -> None:
-    assert {text.split(":")[0] for text in TEXTS} == set(attentions())
+    assert {re.split("[:+]", text)[0] for text in TEXTS} == set(attentions())
 
 
 def made(text: str, architecture: str = "llama") -> torch.nn.Module:
@@ -139,7 +144,7 @@ def test_the_formula_gives_the_bytes_held(text: str, length: int) -> None:
     with torch.no_grad():
         for token in tokens(1, length).split(1, dim=1):
             model(token, past_key_values=cache)
-    layers = [module for module in model.modules() if isinstance(module, Heads)]
+    layers = [module.heads for module in model.modules() if isinstance(module, Retrofitted)]
     said: dict[str, int] = {}
     for layer in layers:
         for tier, size in layer.formula(length, 4).items():

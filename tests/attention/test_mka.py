@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,7 +81,9 @@ def test_it_is_what_the_docstring_says() -> None:
     torch.manual_seed(0)
     attention = MKA(window=7, sinks=2, chunk=3, recall=0, horizons=2, crowd=5)
     heads = attention.build(Shape(heads=2, kv_heads=1, head_dim=8, layer=0, layers=1, context=100))
-    assert heads.bias[0].tolist() == pytest.approx([math.log(3)] * 2)
+    assert heads.bias[0].tolist() == pytest.approx([math.log(3)] * 2) and not heads.bias[1:].any()
+    quiet = replace(attention, start=0.2).build(heads.shape)
+    assert quiet.bias.flatten().tolist() == pytest.approx([math.log(0.2)] * 4)
     with torch.no_grad():
         for weight in heads.parameters():
             weight.add_(torch.randn_like(weight) * 0.5)

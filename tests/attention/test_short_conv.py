@@ -17,4 +17,4 @@ def test_short_conv_is_a_convolution() -> None:
     x = torch.cat([torch.zeros(1, 2, 2, 6), asked.v], 2)
     taps = heads.taps[:, None, :, 0, 6:, None].transpose(3, 4)  # [kernel, 1, kv_heads, 1, head_dim]
     want = asked.v + sum(taps[back] * x[:, :, back : back + 10] for back in range(3))
-    assert torch.allclose(state.v, want, atol=1e-6)
+    assert torch.allclose(state.then.v, want, atol=1e-6)

@@ -19,4 +19,4 @@ def test_every_attention_of_the_recipe_is_one(size: str) -> None:
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     names = [canonical(text) for text in recipe.attentions(SIZES[size].context)]
-    assert len(set(names)) == len(names) and {"mha", "gqa", "mqa", "mla", "fastmka", "short_conv"} <= set(names)
+    assert len(set(names)) == len(names) and {"mha", "mla", "short_conv", "short_conv+mqa"} <= set(names)

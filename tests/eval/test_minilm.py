@@ -18,6 +18,9 @@ ATTENTIONS = [
     "olmoe",
     "olmoe:experts=4",
     "window:window=8",
+    "short_conv+window:window=8",
+    "short_conv+mqa",
+    "short_conv:kernel=2+gqa:kv_heads=2",
 ]
 
 
@@ -38,7 +41,13 @@ def test_what_cannot_be_built_is_refused() -> None:
             canonical(wrong)
     with pytest.raises(PolicyError, match="gqa, mha, mka, mla, mqa, olmoe"):
         canonical("mah")
+    with pytest.raises(PolicyError, match="attends by itself"):
+        canonical("window:window=8+short_conv")
+    with pytest.raises(PolicyError, match="Did you mean 'mqa'"):
+        canonical("short_conv+mqqa")
     assert canonical("window:sinks=4,window=8") == "window:window=8"
+    assert canonical("short_conv:kernel=4+window:sinks=4,window=8") == "short_conv+window:window=8"
+    assert canonical("short_conv:kernel=4+mqa") == "short_conv+mqa"
     with pytest.raises(InputError, match="does not divide the 4 heads"):
         build("gqa:kv_heads=3", TINY, 300, seed=0)
     with pytest.raises(InputError, match="does not divide the 96 neurons"):

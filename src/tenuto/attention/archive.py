@@ -16,10 +16,13 @@ from tenuto.tiers.codec import PageCodec
 from tenuto.tiers.page import PageFacts, decode, encode
 from tenuto.tiers.tier import Tier
 
-__all__ = ["Archive", "InCall", "InMemory", "InTier", "take"]
+__all__ = ["Archive", "InCall", "InMemory", "InTier", "chosen_from", "take"]
 
 SLAB = 64
 """Chunks by which the memory of an archive grows at a time."""
+
+FEW = 32
+"""Times as many chunks as are recalled, up to which a whole sequence attends to all of them under a mask."""
 
 
 class Archive(ABC):
@@ -185,3 +188,24 @@ class InTier(Archive):
         """Bytes of the pages that rows still name, each once."""
         names = {name for row in self._rows for name in row.values()}
         return {"store": sum(self._sizes[name] for name in names)}
+
+
+def chosen_from(
+    archive: Archive | None, chosen: torch.Tensor, there: torch.Tensor, chunks: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys and values ``[batch, kv_heads, queries or 1, keys, head_dim]`` of chunks, and which keys are seen.
+
+    They are read one by one; where all are here and few, all of them are given and a mask tells, which is faster.
+
+    Args:
+        chosen: numbers ``[batch, kv_heads, queries, picks]``; there: which of these exist; chunks: how many may.
+    """
+    if archive is None:
+        raise ValueError("no archive")
+    if isinstance(archive, InCall) and chunks <= FEW * chosen.shape[-1]:
+        k, v = (part[:, :, None, :chunks].flatten(3, 4) for part in (archive.k, archive.v))
+        seen = torch.zeros(*chosen.shape[:3], chunks, dtype=torch.bool, device=k.device).scatter(3, chosen, there)
+    else:
+        k, v = (part.flatten(3, 4) for part in archive.read(chosen))
+        seen = there
+    return k, v, seen.repeat_interleave(k.shape[3] // seen.shape[3], -1)

@@ -209,7 +209,7 @@ def added(model: Any) -> dict[str, nn.Parameter]:
 @contextmanager
 def watch(model: Any) -> Iterator[list[dict[str, torch.Tensor]]]:
     """Count how much attention each level gets, per layer, until the ``with`` block ends: see :attr:`Heads.usage`."""
-    layers = [module for module in model.modules() if isinstance(module, Heads)]
+    layers = [module.heads.attending for module in model.modules() if isinstance(module, Retrofitted)]
     if not layers:
         raise AttachError(f"{type(model).__name__} is a plain model: it has no levels. Retrofit it first.")
     for layer in layers:

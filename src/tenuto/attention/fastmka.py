@@ -49,7 +49,6 @@ class FastMKA(Attention):
     bottleneck: int = 32
 
     name: ClassVar[str] = "fastmka"
-    identity: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if min(self.horizons, self.shortest, self.bottleneck) < 1 or self.longest < self.shortest:
@@ -57,6 +56,11 @@ class FastMKA(Attention):
                 f"{self} is not allowed: horizons, shortest and bottleneck are 1 or more, longest is no less than "
                 "shortest."
             )
+
+    @property
+    def identity(self) -> bool:
+        """See :class:`Attention`."""
+        return True
 
     def build(self, shape: Shape) -> FastMKAHeads:
         """The module for one layer."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from tenuto.attention.policy import Call, State
+from tenuto.attention.policy import Call, Heads, Shape, State
 
-__all__ = ["FullState", "causal", "masked"]
+__all__ = ["FullHeads", "FullState", "causal", "masked"]
 
 
 @dataclass(slots=True, eq=False)
@@ -50,3 +51,23 @@ def masked(call: Call) -> torch.Tensor:
     """Raw keys and values side by side, zero for padding ``[batch, kv_heads, tokens, 2 head_dim]``."""
     both = torch.cat([call.k, call.v], -1)
     return both if bool(call.real.all()) else both * call.real[:, None, :, None].to(both.dtype)
+
+
+class FullHeads(Heads):
+    """The plain attention of one layer."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def state(self) -> FullState:
+        """An empty state."""
+        return FullState()
+
+    def forward(self, call: Call, state: State | None) -> torch.Tensor:
+        """See :class:`Heads`."""
+        return causal(call, call.k, call.v, cast(FullState | None, state))
+
+    def formula(self, tokens: int, itemsize: int) -> dict[str, int]:
+        """``2 kv_heads head_dim itemsize tokens``."""
+        return {"device": 2 * self.shape.kv_heads * self.shape.head_dim * itemsize * tokens}

@@ -34,7 +34,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 
-from tenuto.attention.archive import SLAB, Archive, InCall, InMemory, InTier
+from tenuto.attention.archive import SLAB, Archive, InCall, InMemory, InTier, chosen_from
 from tenuto.attention.columns import chunks_of, first_tokens, joined, last, placed
 from tenuto.attention.levels import Level, Mixed, mix
 from tenuto.attention.policy import Attention, Call, Heads, Shape, State
@@ -45,8 +45,6 @@ __all__ = ["MKA", "MKAHeads", "MKAState", "keep_far"]
 
 BLOCK = 128
 """Queries that are attended to at a time."""
-FEW = 32
-"""Times as many chunks as are recalled, up to which a whole sequence attends to all of them under a mask."""
 NEVER = -math.inf
 
 
@@ -59,6 +57,8 @@ class MKA(Attention):
         chunk: tokens to a summary; recall: chunks that a query sees in full per KV head, 0: no long-term level.
         session: whether there are summaries; horizons: running means over them, of 4, 16, 64, ... chunks at first.
         crowd: summaries that add up, as many as training rows have; of more, each weighs less. 0: any number adds up.
+        start: what a recalled token, a mean and a summary weigh beside a token of the window at first, so that a model
+            learns from near to far. 0: 1, 1 and ``chunk``, as in full attention, for a model that is trained already.
         original: positions of what has left the window, see above.
 
     Raises:
@@ -72,13 +72,17 @@ class MKA(Attention):
     horizons: int = 2
     session: bool = True
     crowd: int = 0
+    start: float = 0.0
     original: bool = False
 
     name: ClassVar[str] = "mka"
 
     def __post_init__(self) -> None:
-        if min(self.window, self.chunk) < 1 or min(self.sinks, self.recall, self.horizons, self.crowd) < 0:
-            raise PolicyError(f"{self} is not allowed: window and chunk are 1 or more, the others 0 or more.")
+        others = (self.sinks, self.recall, self.horizons, self.crowd, self.start)
+        if min(self.window, self.chunk) < 1 or min(others) < 0 or self.start > 1:
+            raise PolicyError(
+                f"{self} is not allowed: window and chunk are 1 or more, start 0 to 1, the others 0 or more."
+            )
         if self.horizons and (self.original or not self.session):
             raise PolicyError(f"{self}: running means need summaries without positions. Give horizons=0 with it.")
 
@@ -133,7 +137,7 @@ class MKAHeads(Heads):
     """MKA's attention of one layer.
 
     Parameters, zero at first but where said: ``pool_key`` u and ``pool_place`` p per KV head; ``bias`` b per head of
-    session, means and recalled, the first at ``log(chunk)``, as many as its tokens; ``route`` w per head and level;
+    session, means and recalled: see ``start``; ``route`` w per head and level;
     ``decay``, the logarithm of the horizons in chunks.
     """
 
@@ -145,8 +149,9 @@ class MKAHeads(Heads):
             learned = attention.session  # recall alone chooses by the mean key, which no gradient reaches
             self.pool_key = nn.Parameter(torch.zeros(shape.kv_heads, shape.head_dim), requires_grad=learned)
             self.pool_place = nn.Parameter(torch.zeros(shape.kv_heads, attention.chunk), requires_grad=learned)
-            bias = torch.zeros(3, shape.heads)
-            bias[0] = math.log(attention.chunk)
+            bias = torch.full((3, shape.heads), math.log(attention.start or 1.0))
+            if not attention.start:
+                bias[0] = math.log(attention.chunk)
             used = [attention.session, attention.horizons > 0, attention.recall > 0]
             self.rows = {name: sum(used[:i]) for i, name in enumerate(("session", "means", "recalled")) if used[i]}
             self.bias = nn.Parameter(bias[torch.tensor(used)])
@@ -284,7 +289,7 @@ class MKAHeads(Heads):
             scores = plain.detach().sum(2).masked_fill(hidden, NEVER)
             best, chosen = scores.topk(min(self.attention.recall, chunks), -1)
             recalled = hidden | torch.zeros_like(scores, dtype=torch.bool).scatter(3, chosen, True)
-            read = _chosen(view.archive, chosen, best > NEVER, chunks)
+            read = chosen_from(view.archive, chosen, best > NEVER, chunks)
             levels.append(_recalled(far, self._bias("recalled", q), *read))
         if self.attention.session:
             logits = plain + self._bias("session", q)
@@ -347,27 +352,6 @@ class _View:
     sum_k: torch.Tensor | None = None
     sum_v: torch.Tensor | None = None
     archive: Archive | None = None
-
-
-def _chosen(
-    archive: Archive | None, chosen: torch.Tensor, there: torch.Tensor, chunks: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Keys and values ``[batch, kv_heads, queries or 1, keys, head_dim]`` of chunks, and which keys are seen.
-
-    They are read one by one; where all are here and few, all of them are given and a mask tells, which is faster.
-
-    Args:
-        chosen: numbers ``[batch, kv_heads, queries, picks]``; there: which of these exist; chunks: how many may.
-    """
-    if archive is None:
-        raise ValueError("no archive")
-    if isinstance(archive, InCall) and chunks <= FEW * chosen.shape[-1]:
-        k, v = (part[:, :, None, :chunks].flatten(3, 4) for part in (archive.k, archive.v))
-        seen = torch.zeros(*chosen.shape[:3], chunks, dtype=torch.bool, device=k.device).scatter(3, chosen, there)
-    else:
-        k, v = (part.flatten(3, 4) for part in archive.read(chosen))
-        seen = there
-    return k, v, seen.repeat_interleave(k.shape[3] // seen.shape[3], -1)
 
 
 def _recalled(far: torch.Tensor, bias: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor) -> Level:

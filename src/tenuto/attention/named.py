@@ -46,12 +46,14 @@ def _is_one(value: object) -> bool:
 
 
 def parse(given: str) -> Attention:
-    """The attention that a text names, ``mka:window=64,chunk=16``.
+    """The attention that a text names, ``mka:window=64,chunk=16``, or two, ``short_conv+mka:window=64``.
 
     Raises:
-        PolicyError: an unknown name or option, or a value it refuses.
+        PolicyError: an unknown name or option, a value it refuses, or two that do not go together.
     """
-    name, _, rest = (part.strip() for part in given.partition(":"))
+    first, plus, then = given.partition("+")
+    name, _, rest = (part.strip() for part in first.partition(":"))
     if name not in attentions():
         raise PolicyError(f"Unknown attention {name!r}.{closest(name, attentions())}")
-    return attentions()[name].parse(rest)
+    made = attentions()[name].parse(rest)
+    return made.feeding(parse(then)) if plus else made

@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import nn
 
-from tenuto.errors import AttachError
-from tenuto.options import read_options, write_options
+from tenuto.errors import AttachError, PolicyError
+from tenuto.options import KINDS, read_options, write_options
 
 __all__ = ["Attention", "Call", "Heads", "Rotate", "Shape", "State", "shares"]
 
@@ -124,6 +124,11 @@ class Heads(nn.Module, ABC):
 
     usage: dict[str, torch.Tensor] | None = None
 
+    @property
+    def attending(self) -> Heads:
+        """Which heads attend, and count :attr:`usage`: these, unless they hand their keys and values to others."""
+        return self
+
     @abstractmethod
     def state(self) -> State:
         """An empty state."""
@@ -151,15 +156,18 @@ def shares(usage: dict[str, torch.Tensor]) -> dict[str, list[float]]:
 class Attention(ABC):
     """An attention with its numbers.
 
-    Class attributes: ``name``, in text; ``identity``, whether a model keeps its outputs exactly when it is retrofitted,
-    until the added parameters are trained.
+    Class attributes: ``name``, in text.
 
     Raises:
         PolicyError: a number is out of its range.
     """
 
     name: ClassVar[str]
-    identity: ClassVar[bool] = False
+
+    @property
+    def identity(self) -> bool:
+        """Whether a model keeps its outputs exactly when it is retrofitted, until the added parameters are trained."""
+        return False
 
     @abstractmethod
     def build(self, shape: Shape) -> Heads:
@@ -169,6 +177,19 @@ class Attention(ABC):
             PolicyError: the numbers do not fit the layer, for example a window longer than the model's context.
         """
 
+    @property
+    def attending(self) -> Attention:
+        """Which attention attends: this, unless it hands its keys and values to another."""
+        return self
+
+    def feeding(self, then: Attention) -> Attention:
+        """This, and then another attention on the keys and values it makes: ``short_conv+mka``.
+
+        Raises:
+            PolicyError: it attends by itself.
+        """
+        raise PolicyError(f"{self} attends by itself, so {then} cannot follow it. Name one of them.")
+
     @classmethod
     def parse(cls, given: str) -> Self:
         """From the options of a text, ``window=64,sinks=4``.
@@ -176,7 +197,7 @@ class Attention(ABC):
         Raises:
             PolicyError: an option it does not have, or a value of the wrong kind.
         """
-        kinds = {item.name: type(item.default) for item in fields(cls)}
+        kinds = {item.name: type(item.default) for item in fields(cls) if type(item.default) in KINDS}
         read = read_options(cls.name, given, kinds) if given else {}
         made: Any = cls
         return cast(Self, made(**read))

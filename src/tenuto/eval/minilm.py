@@ -2,8 +2,8 @@
 
 Plain attentions are configurations: ``mha``, ``mqa``, ``gqa:kv_heads=2`` (Llama), ``mla:rank=64`` (DeepSeek-V3 with
 dense layers only, which caches latents) and ``olmoe:experts=8`` (OLMoE: a mixture of experts). Any other text is an
-attention of :mod:`tenuto.attention`, put on the ``mha`` model. What an attention saves or adds in parameters, the width
-of the MLP makes up for.
+attention of :mod:`tenuto.attention`, put on the ``mha`` model, or, as ``short_conv+mqa``, on another. What an attention
+saves or adds in parameters, the width of the MLP makes up for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tenuto.attention import attentions, parse, retrofit
 from tenuto.attention.policy import Attention
 from tenuto.errors import InputError, PolicyError, closest
 
-__all__ = ["PLAIN", "SIZES", "Size", "build", "canonical", "is_plain", "parameters", "read_size"]
+__all__ = ["PLAIN", "SIZES", "Size", "build", "canonical", "is_plain", "parameters", "put_on", "read_size"]
 
 POSITIONS = 65_536
 """The longest sequence a model accepts; rotary positions need no table."""
@@ -56,7 +56,7 @@ SIZES = {
     size.name: size
     for size in (
         Size(name="tiny", layers=2, width=32, heads=4, mlp=96, context=64, batch=4, steps=20, rate=3e-3),
-        Size(name="cpu", layers=4, width=192, heads=6, mlp=512, context=512, batch=4, steps=800, rate=3e-3),
+        Size(name="cpu", layers=3, width=128, heads=4, mlp=352, context=512, batch=4, steps=1600, rate=1e-2),
         Size(name="moe", layers=4, width=192, heads=6, mlp=1536, context=512, batch=4, steps=800, rate=2e-3),
         Size(name="gpu", layers=12, width=768, heads=12, mlp=2048, context=2048, batch=16, steps=4000, rate=6e-4),
     )
@@ -155,16 +155,23 @@ def is_plain(attention: str) -> bool:
     return attention.partition(":")[0] in PLAIN
 
 
+def put_on(attention: str) -> Attention | None:
+    """The attention of :mod:`tenuto.attention` that a text puts on a model, None for a plain one."""
+    front, _ = _parts(attention)
+    return _parse(front) if front else None
+
+
 def canonical(attention: str) -> str:
     """An attention's text as it is recorded, its options checked.
 
     Raises:
         PolicyError: it is unknown, or an option is one it does not take.
     """
-    if is_plain(attention):
-        _option(attention)
-        return attention
-    return str(_parse(attention))
+    front, then = _parts(attention)
+    if then is None:
+        return str(_parse(front))
+    _option(then)
+    return f"{_parse(front)}+{then}" if front else then
 
 
 def build(attention: str, size: Size, vocabulary: int, seed: int) -> Any:
@@ -194,9 +201,11 @@ def parameters(model: Any) -> int:
 
 def _maker(attention: str, size: Size, vocabulary: int) -> Callable[[int], Any]:
     """A function from the width of the MLP to a model."""
-    if not is_plain(attention):
-        policy = _parse(attention)
-        return lambda mlp: retrofit(_llama(size, vocabulary, mlp, size.heads), policy)
+    front, then = _parts(attention)
+    if front:
+        policy = _parse(front)
+        below = _maker(then or "mha", size, vocabulary)
+        return lambda mlp: retrofit(below(mlp), policy)
     name, given = attention.partition(":")[0], _option(attention)
     if name == "mla":
         return lambda mlp: _mla(size, vocabulary, mlp, given or size.head * 2)
@@ -209,6 +218,12 @@ def _maker(attention: str, size: Size, vocabulary: int) -> Callable[[int], Any]:
     if size.heads % heads:
         raise InputError(f"kv_heads={heads} does not divide the {size.heads} heads of size {size.name}.")
     return lambda mlp: _llama(size, vocabulary, mlp, heads)
+
+
+def _parts(attention: str) -> tuple[str, str | None]:
+    """What is put on a model, and the plain attention it has: ``short_conv+mqa`` gives both, others one."""
+    front, _, last = attention.rpartition("+")
+    return (front, last) if is_plain(last) else (attention, None)
 
 
 def _option(attention: str) -> int | None:
@@ -231,7 +246,7 @@ def _option(attention: str) -> int | None:
 
 def _parse(attention: str) -> Attention:
     """An attention of :mod:`tenuto.attention`."""
-    name = attention.partition(":")[0]
-    if name not in attentions():
-        raise PolicyError(f"Unknown attention {name!r}.{closest(name, [*PLAIN, *attentions()])}")
+    for name in (part.partition(":")[0] for part in attention.split("+")):
+        if name not in attentions():
+            raise PolicyError(f"Unknown attention {name!r}.{closest(name, [*PLAIN, *attentions()])}")
     return parse(attention)

@@ -1,6 +1,6 @@
 """Train a small language model: seeded, logged, and resumed bit by bit where it was stopped.
 
-AdamW, a linear warm-up and a cosine to a tenth of the rate, gradients clipped. The folder holds ``training.json`` and
+A linear warm-up and a cosine to a tenth of the rate, gradients clipped. The folder holds ``training.json`` and
 ``checkpoint.pt`` from the first checkpoint on, and in the end the model, its tokenizer and no checkpoint.
 """
 
@@ -27,13 +27,14 @@ from tenuto.eval.devices import device_words, pick_device
 from tenuto.eval.folders import check_folder
 from tenuto.eval.language import DAMAGED
 from tenuto.eval.minilm import Size, build, canonical, is_plain, parameters, read_size
+from tenuto.eval.optimiser import Optimiser
 from tenuto.eval.tasks.facts import Facts
 from tenuto.eval.tokens import Tokens, prepare
 
 __all__ = ["LOG", "Training", "TrainingLog", "load_trained", "read_log", "train"]
 
 LOG, CHECKPOINT = "training.json", "checkpoint.pt"
-WARM_UP, FLOOR, CLIP, DECAY = 0.05, 0.1, 1.0, 0.1
+WARM_UP, FLOOR, CLIP = 0.05, 0.1, 1.0
 BALANCE = 0.01
 """What a mixture's loss has of the load balancing loss of its routers."""
 EVERY = 100
@@ -205,7 +206,7 @@ class _Trainer:
         self.facts = Facts(text.tokenizer)
         self.model = build(log.attention, size, text.pieces, log.seed).to(device).train()
         self.log = TrainingLog(**{**asdict(log), "parameters": parameters(self.model)})
-        self.optimiser = torch.optim.AdamW(_groups(self.model), lr=size.rate, betas=(0.9, 0.95))
+        self.optimiser = Optimiser(self.model, size.rate)
         mixture = getattr(self.model.config, "num_experts", 0)
         self.routed = {"output_router_logits": True} if mixture else {}
         self.losses: list[float] = []
@@ -234,15 +235,12 @@ class _Trainer:
         batch = batch_of(
             self.text, self.facts, seed=self.log.seed, step=step, rows=self.size.batch, length=self.size.context
         ).to(self.device)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.size.rate * _schedule(step, self.log.steps)
         with _precision(self.device):
             told = self.model(input_ids=batch[:, :-1], use_cache=False, **self.routed)
         loss = torch.nn.functional.cross_entropy(told.logits.float().flatten(0, 1), batch[:, 1:].flatten())
-        self.optimiser.zero_grad(set_to_none=True)
         (loss + BALANCE * told.aux_loss if self.routed else loss).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.optimiser.step()
+        self.optimiser.step(self.size.rate * _schedule(step, self.log.steps))
         return float(loss.detach())
 
     def _told(self, done: int) -> TrainingLog:
@@ -308,13 +306,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.enable_progress_bar()
-
-
-def _groups(model: Any) -> Iterator[dict[str, Any]]:
-    """Matrices decay, vectors and scalars do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    yield {"params": [p for p in trained if p.dim() >= 2], "weight_decay": DECAY}
-    yield {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0}
 
 
 def _schedule(step: int, steps: int) -> float:

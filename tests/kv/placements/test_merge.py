@@ -61,6 +61,19 @@ def test_half_precision_over_the_wire(dtype: torch.dtype, limit: float) -> None:
     assert (merge(wired).output - whole(*given).output).abs().max() <= limit
 
 
+def test_double_precision_stays_double() -> None:
+    given = drawn(1024, dtype=torch.float64)
+    packed = [pack(one, torch.float64) for one in parts_of(given, 8)]
+    assert packed[0].shape[-1] == 8 * WIDTH + 8
+    found = merge([unpack(one, WIDTH, torch.float64)[0] for one in packed])
+    assert found.output.dtype == found.lse.dtype == torch.float64
+    query, keys, values = given
+    own = torch.nn.functional.scaled_dot_product_attention(
+        query[None], keys[None], values[None], scale=WIDTH**-0.5, enable_gqa=True
+    )[0]
+    assert (found.output - own).abs().max() <= 1e-13
+
+
 def test_tree_is_flat() -> None:
     parts = parts_of(drawn(1024), 8)
     tree = merge([merge([merge(parts[:2]), merge(parts[2:4])]), merge(parts[4:])])

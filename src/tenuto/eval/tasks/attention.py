@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tenuto.attention import PiAttention, parse, watch
+from tenuto.attention import PiAttention, watch
 from tenuto.attention.policy import shares
 from tenuto.calibration import fingerprint
 from tenuto.errors import InputError, closest
@@ -24,7 +24,7 @@ from tenuto.eval.bits import bits_per_byte, held_windows
 from tenuto.eval.decoding import decoding
 from tenuto.eval.devices import device_words, pick_device, versions
 from tenuto.eval.folders import check_folder
-from tenuto.eval.minilm import canonical, is_plain, read_size
+from tenuto.eval.minilm import canonical, is_plain, put_on, read_size
 from tenuto.eval.recall import recall_by_distance
 from tenuto.eval.tasks.facts import Facts
 from tenuto.eval.tokens import Tokens, prepare
@@ -176,8 +176,9 @@ def _measure(model: Any, log: TrainingLog, tokens: Tokens, job: AttentionJob) ->
 
 def _period(attention: str) -> int:
     """Tokens between two skips of a periodic pattern, 0 for any other attention."""
-    policy = None if is_plain(attention) else parse(attention)
-    return policy.stride if isinstance(policy, PiAttention) else 0
+    policy = put_on(attention)
+    attending = policy.attending if policy else None
+    return attending.stride if isinstance(attending, PiAttention) else 0
 
 
 @torch.inference_mode()

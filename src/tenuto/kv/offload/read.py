@@ -4,41 +4,77 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["logits", "mass", "read"]
+__all__ = ["logits", "mass", "partial", "read", "wide"]
 
 QUERIES = 256
 """Queries whose attention is held at a time."""
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What sums over a model's ``dtype`` are held in: float32, and float64 for a model of that."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def logits(query: torch.Tensor, keys: torch.Tensor, scaling: float, softcap: float | None) -> torch.Tensor:
-    """``[kv_heads, group, new, entries]`` float32 of ``query [heads, new, head_dim]``, ``keys [kv_heads, ...]``."""
-    grouped = query.float().unflatten(0, (keys.shape[0], -1))
-    found = torch.einsum("hgqd,hnd->hgqn", grouped, keys.float()) * scaling
+    """``[kv_heads, group, new, entries]`` of ``query [heads, new, head_dim]``, ``keys [kv_heads, ...]``, in
+    :func:`wide`."""
+    dtype = wide(query.dtype)
+    grouped = (query.to(dtype) * scaling).unflatten(0, (keys.shape[0], -1))
+    found = torch.einsum("hgqd,hnd->hgqn", grouped, keys.to(dtype))
     return found if softcap is None else softcap * torch.tanh(found / softcap)
+
+
+def partial(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float,
+    softcap: float | None = None,
+    visible: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention over some entries, in :func:`wide`: the output ``[heads, new, head_dim]`` and the log of the sum of
+    exponentials ``[heads, new]``; of a query that sees nothing, 0 and ``-inf``.
+
+    Args:
+        query: ``[heads, new, head_dim]``; keys, values: ``[kv_heads, entries, head_dim]``.
+        scaling: what logits are multiplied with; softcap: ``cap * tanh(logit / cap)`` where a model has it.
+        visible: ``[new, entries]`` bool; None: every query sees every entry.
+    """
+    outputs, sums = [], []
+    for start in range(0, query.shape[1], QUERIES):
+        found = logits(query[:, start : start + QUERIES], keys, scaling, softcap)
+        if visible is not None:
+            found = found.masked_fill(~visible[start : start + QUERIES], float("-inf"))
+        top = found.amax(-1, keepdim=True) if found.shape[-1] else found.new_zeros(*found.shape[:-1], 1)
+        top = top.masked_fill(top == float("-inf"), 0.0)
+        weights = (found - top).exp()
+        total = weights.sum(-1, keepdim=True)
+        output = torch.einsum("hgqn,hnd->hgqd", weights, values.to(found.dtype))
+        outputs.append((output / total.masked_fill(total == 0, 1.0)).flatten(0, 1))
+        sums.append((total.log() + top)[..., 0].flatten(0, 1))
+    return torch.cat(outputs, 1), torch.cat(sums, 1)
 
 
 def read(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, softcap: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of the newest tokens, softmax in float32.
+    """Causal attention of the newest tokens, softmax in :func:`wide`.
 
     Args:
         query: ``[heads, new, head_dim]``; keys, values: ``[kv_heads, entries, head_dim]``, the new tokens' last and in
             order, the others in any order.
 
     Returns:
-        ``[heads, new, head_dim]``, and the log of the sum of exponentials ``[heads, new]`` float32.
+        ``[heads, new, head_dim]``, and the log of the sum of exponentials ``[heads, new]``.
     """
-    outputs, sums = [], []
-    new, length = query.shape[1], keys.shape[1]
+    new, length, blocks = query.shape[1], keys.shape[1], []
     for start in range(0, new, QUERIES):
-        some = query[:, start : start + QUERIES]
-        found = logits(some, keys, scaling, softcap)
+        some, seen = query[:, start : start + QUERIES], None
         if new > 1:
-            seen = torch.ones(found.shape[2:], dtype=torch.bool, device=found.device).tril_(length - new + start)
-            found = found.masked_fill(~seen, float("-inf"))
-        outputs.append(torch.einsum("hgqn,hnd->hgqd", found.softmax(-1), values.float()).flatten(0, 1))
-        sums.append(found.logsumexp(-1).flatten(0, 1))
+            seen = torch.ones(some.shape[1], length, dtype=torch.bool, device=query.device)
+            seen = seen.tril_(length - new + start)
+        blocks.append(partial(some, keys, values, scaling, softcap, seen))
+    outputs, sums = zip(*blocks, strict=True)
     return torch.cat(outputs, 1).to(query.dtype), torch.cat(sums, 1)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from tenuto.errors import AttachError
 from tenuto.kv.engine import EngineLayer
+from tenuto.kv.offload.read import wide
 from tenuto.kv.placements.merge import Part, merge, pack, part, rest, unpack
 from tenuto.kv.placements.placement import Arrivals
 from tenuto.kv.placements.plan import Books, Plan, Step
@@ -91,7 +92,9 @@ class ShardedLayer(EngineLayer):
             return False
         kv_heads = next(shelf.keys.shape[0] for row in self.shelves for shelf in row.values())
         size = query.element_size()
-        return rows * new * heads * (width * size + 4) >= max(self._sizes(kv_heads * width * size * 2))
+        return rows * new * heads * (width * size + wide(query.dtype).itemsize) >= max(
+            self._sizes(kv_heads * width * size * 2)
+        )
 
     def _sizes(self, each: int) -> list[int]:
         """Bytes of older tokens on every rank; ``each`` token has so many."""
@@ -161,8 +164,8 @@ class ShardedLayer(EngineLayer):
         measured: bool,
     ) -> tuple[Part, torch.Tensor]:
         """What this rank's shards add to one row, and the sum of what they hold and leave out."""
-        nothing = query.new_full(query.shape[:-1], float("-inf"), dtype=torch.float32)
-        parts, dropped = [Part(torch.zeros_like(query, dtype=torch.float32), nothing)], [nothing]
+        nothing = query.new_full(query.shape[:-1], float("-inf"), dtype=wide(query.dtype))
+        parts, dropped = [Part(torch.zeros_like(query, dtype=nothing.dtype), nothing)], [nothing]
         for shard, shelf in self.shelves[row].items():
             pages = self.tables[row].of(shard)
             read, held = chosen[pages], self.tables[row].index[pages] >= 0

@@ -1,8 +1,8 @@
 """Exact attention over keys and values that lie in several places.
 
 Each place gives ``o_s = softmax(q K_s^T) V_s`` and ``l_s = logsumexp(q K_s^T)``. With ``l = logsumexp_s l_s`` the whole
-is ``o = sum_s exp(l_s - l) o_s``, for any partition of the entries. Sums are float32. A place that holds nothing has
-``l_s = -inf`` and adds nothing; a query that sees nothing anywhere gets 0.
+is ``o = sum_s exp(l_s - l) o_s``, for any partition of the entries. Sums are float32, of a float64 model
+float64. A place that holds nothing has ``l_s = -inf`` and adds nothing; a query that sees nothing anywhere gets 0.
 
 Leaving out places B and reading only A is off by ``o - o_A = eps (o_B - o_A)``, where ``eps = exp(l_B - l)`` is the
 softmax mass that was dropped.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tenuto.kv.offload.read import QUERIES, logits
+from tenuto.kv.offload.read import logits, partial, wide
 
 __all__ = ["Part", "merge", "pack", "part", "rest", "unpack"]
 
@@ -27,7 +27,7 @@ class Part:
     """Attention over some of the entries.
 
     Attributes:
-        output: ``[..., new, head_dim]`` float32; lse: log of the sum of exponentials ``[..., new]`` float32.
+        output: ``[..., new, head_dim]``; lse: log of the sum of exponentials ``[..., new]``; both wide.
     """
 
     output: torch.Tensor
@@ -42,23 +42,9 @@ def part(
     softcap: float | None = None,
     visible: torch.Tensor | None = None,
 ) -> Part:
-    """Attention of ``query [heads, new, head_dim]`` over ``keys``, ``values [kv_heads, entries, head_dim]``.
-
-    Args:
-        scaling: what logits are multiplied with; softcap: ``cap * tanh(logit / cap)`` where a model has it.
-        visible: ``[new, entries]`` bool; None: every query sees every entry.
-    """
-    outputs, sums = [], []
-    for start in range(0, query.shape[1], QUERIES):
-        found = logits(query[:, start : start + QUERIES], keys, scaling, softcap)
-        if visible is not None:
-            found = found.masked_fill(~visible[start : start + QUERIES], float("-inf"))
-        weights = found.softmax(-1)
-        if visible is not None:
-            weights = weights.nan_to_num(0.0)  # where a query sees nothing
-        outputs.append(torch.einsum("hgqn,hnd->hgqd", weights, values.float()).flatten(0, 1))
-        sums.append(found.logsumexp(-1).flatten(0, 1))
-    return Part(torch.cat(outputs, 1), torch.cat(sums, 1))
+    """Attention of ``query [heads, new, head_dim]`` over ``keys``, ``values [kv_heads, entries, head_dim]``: as
+    :func:`tenuto.kv.offload.read.partial`."""
+    return Part(*partial(query, keys, values, scaling, softcap, visible))
 
 
 def rest(query: torch.Tensor, keys: torch.Tensor, scaling: float, softcap: float | None = None) -> torch.Tensor:
@@ -78,9 +64,10 @@ def merge(parts: Sequence[Part]) -> Part:
 
 
 def pack(one: Part, dtype: torch.dtype, left: torch.Tensor | None = None) -> torch.Tensor:
-    """What goes over the wire, ``[..., new, bytes]`` uint8: the output in the model's ``dtype``, its float32 sum, and
-    the sum of what was ``left`` out where that is measured: ``head_dim * itemsize + 4 (+ 4)`` bytes per query."""
-    sums = [one.lse, *([] if left is None else [left])]
+    """What goes over the wire, ``[..., new, bytes]`` uint8: the output in the model's ``dtype``, its sum, and the sum
+    of what was ``left`` out where that is measured: ``head_dim * itemsize + 4 (+ 4)`` bytes per query (8, of a float64
+    model, for 4)."""
+    sums = [x.to(wide(dtype)) for x in (one.lse, *([] if left is None else [left]))]
     columns = [one.output.to(dtype).contiguous().view(torch.uint8)]
     return torch.cat([*columns, *(x[..., None].contiguous().view(torch.uint8) for x in sums)], -1)
 
@@ -89,7 +76,7 @@ def unpack(
     packed: torch.Tensor, width: int, dtype: torch.dtype, measured: bool = False
 ) -> tuple[Part, torch.Tensor | None]:
     """The part, and the sum of what was left out, from :func:`pack`; ``width`` is the head size."""
-    size = width * dtype.itemsize
-    output, *sums = packed.split([size, *([4] * (1 + measured))], -1)
-    lse, *left = (x.contiguous().view(torch.float32)[..., 0] for x in sums)
-    return Part(output.contiguous().view(dtype).float(), lse), left[0] if left else None
+    size, sum_dtype = width * dtype.itemsize, wide(dtype)
+    output, *sums = packed.split([size, *([sum_dtype.itemsize] * (1 + measured))], -1)
+    lse, *left = (x.contiguous().view(sum_dtype)[..., 0] for x in sums)
+    return Part(output.contiguous().view(dtype).to(sum_dtype), lse), left[0] if left else None
