@@ -107,7 +107,7 @@ experts_option = click.option(
     "--experts", default=0, show_default=True, type=click.IntRange(0), help="Make a dense model a mixture."
 )
 top_k_option = click.option(
-    "--top-k", default=8, show_default=True, type=click.IntRange(1), help="Experts per token, with --experts."
+    "--top-k", default=0, show_default=True, type=click.IntRange(0), help="Experts per token, with --experts; 0: all."
 )
 profile_option = click.option("--profile", multiple=True, type=FILE, help="Calibration profile; may be repeated.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one list of objects and nothing else.")

@@ -46,7 +46,7 @@ class ShardingJob:
         page: tokens per page.
         resident, utility, lossy: of the schedule; resident 1: there is none.
         context, tokens: of the texts, and after them; rows: texts.
-        experts, top_k: a dense model becomes a mixture of so many experts; 0: it stays as it is.
+        experts: a dense model becomes a mixture of so many; 0: it stays as it is. top_k: of each token; 0: all.
     """
 
     model: str
@@ -65,7 +65,7 @@ class ShardingJob:
     tokens: int = 32
     rows: int = 2
     experts: int = 0
-    top_k: int = 8
+    top_k: int = 0
 
     def __post_init__(self) -> None:
         for kind, given, known in (
@@ -91,7 +91,7 @@ class ShardingJob:
         """What the record says of it."""
         numbers = {"ranks": self.ranks, "page": self.page}
         sparse = {"keep": self.keep, "window": self.window} if set(self.selectors) != {"all"} else {}
-        mixture = {"experts": self.experts, "top_k": self.top_k} if self.experts else {}
+        mixture = {"experts": self.experts, "top_k": self.top_k or self.experts} if self.experts else {}
         texts = {"context": self.context, "tokens": self.tokens, "rows": self.rows}
         return {**numbers, **sparse, **texts, **mixture}
 
@@ -167,11 +167,12 @@ def _wait(ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
 
 
 def as_mixture(language: Any, experts: int, top_k: int) -> None:
-    """Make a dense model a mixture of experts, in place; the same one wherever it is done."""
+    """Make a dense model a mixture of experts, of which each token takes ``top_k`` (0: all), in place; the same one
+    wherever it is done."""
     from tenuto.eval.moe import partition
     from tenuto.eval.tasks.likelihood import text_of
 
-    partition(language.model, text_of(language, FITTED_SEED, FITTED), experts, top_k)
+    partition(language.model, text_of(language, FITTED_SEED, FITTED), experts, top_k or experts)
 
 
 def rank_main(job: ShardingJob) -> list[MoeRun]:

@@ -1,7 +1,7 @@
-"""SmolLM2 as a mixture of 16 experts on shards: the same tokens, and logits as close as transformers' own attentions.
+"""SmolLM2 as a mixture of 16 experts on shards: the same tokens, and in float64 the same logits within 1e-5.
 
-Its logits are about 43, so 1e-5 is less than what another order of sums changes. The limit is what transformers' eager
-and SDPA attention differ by on the same input.
+Its logits are about 43, so in float32 1e-5 is less than what another order of sums changes. The limit there is what
+transformers' eager and SDPA attention differ by on the same input.
 """
 
 from __future__ import annotations
@@ -77,3 +77,14 @@ def test_shards_are_as_exact_as_attentions_of_transformers(mixture: Any) -> None
         assert torch.equal(ids, said), (placement, shards)
         assert gap <= max(limit, 1e-5), (placement, shards, gap, limit)
         assert gap <= 2e-5 * largest, (placement, shards, gap, largest)
+
+
+def test_in_double_precision_shards_change_nothing(mixture: Any) -> None:
+    model, given = mixture.model.double(), padded(mixture)
+    said, logits = written(model, given)
+    for placement, shards in ((RoundRobin(), 4), (Expert(), 2)):
+        with shard(model, placement, shards=shards):
+            ids, found = written(model, given)
+        assert torch.equal(ids, said), (placement, shards)
+        assert float((found - logits).abs().max()) <= 1e-5, (placement, shards)
+    model.float()
