@@ -308,7 +308,9 @@ def moe(
     "--context", default="1024,2048,4096,8192,16384,32768", show_default=True, help="Where decoding is timed."
 )
 @click.option("--repeats", default=16, show_default=True, type=click.IntRange(1), help="Tokens decoded at each.")
-@click.option("--baseline", multiple=True, help="An attention to compare with; may be repeated [default: mha].")
+@click.option(
+    "--baseline", multiple=True, help="An attention to compare with; may be repeated [default: full attention]."
+)
 @device_option
 @click.option("--out", required=True, type=FOLDER, help="Folder for records; the same command goes on after a stop.")
 @json_option

@@ -13,10 +13,13 @@ from tenuto.eval.intervals import mean_interval
 from tenuto.eval.records import file_name, read_record, record_files, write_record
 from tenuto.eval.run import ATTENTION_FILES
 
-__all__ = ["AttentionRun", "Bits", "Decode", "Group", "grouped", "read_attention_runs", "write_attention_run"]
+__all__ = ["FULL", "AttentionRun", "Bits", "Decode", "Group", "grouped", "read_attention_runs", "write_attention_run"]
 
 TASK = "attention"
-ORDER = ("mha", "gqa", "mqa", "mla")
+FULL = ("mha", "short_conv")
+"""Attention to everything: what others are compared with, the first that was measured."""
+
+ORDER = (*FULL, "gqa", "mqa", "mla")
 """Which attentions come first in tables."""
 
 Measure = Callable[["AttentionRun"], float | None]
@@ -161,7 +164,7 @@ def grouped(runs: Sequence[AttentionRun]) -> list[Group]:
 
 
 def _place(attention: str) -> int:
-    name = attention.partition(":")[0]
+    name = attention.rpartition("+")[2].partition(":")[0]
     return ORDER.index(name) if name in ORDER else len(ORDER)
 
 

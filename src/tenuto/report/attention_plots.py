@@ -16,7 +16,7 @@ from tenuto.report.svg import Attributes, element
 __all__ = ["bits_plots", "cost_plots", "recall_map"]
 
 FRAME = Frame(width=560.0, height=340.0, left=54.0, right=14.0, top=12.0, bottom=46.0)
-LABELS, CELL, HIGH = 220.0, 52.0, 20.0
+LABELS, CELL, HIGH = 170.0, 52.0, 20.0
 MEBI = 2**20
 
 
@@ -106,7 +106,8 @@ def cost_plots(groups: Sequence[Group]) -> list[Curves]:
 
 
 def recall_map(groups: Sequence[Group], length: int) -> Markup:
-    """Attentions down, distance across, the share of right answers in each cell; empty if nothing was asked."""
+    """Attentions down, numbered as in the table, distance across, the share of right answers in each cell; empty if
+    nothing was asked."""
     edges = [0, 32]
     while edges[-1] * 2 < length:
         edges.append(edges[-1] * 2)
@@ -116,9 +117,7 @@ def recall_map(groups: Sequence[Group], length: int) -> Markup:
     for row, group in enumerate(groups):
         y = 8.0 + row * HIGH
         place: Attributes = {"class": "tick", "x": LABELS - 8, "y": y + 14, "text-anchor": "end"}
-        parts.append(
-            element("text", place, group.attention if len(group.attention) < 34 else f"{group.attention[:32]}…")
-        )
+        parts.append(element("text", place, f"{row + 1}  {_short(group.attention)}"))
         for column, (low, high) in enumerate(spans):
             mean = group.mean(lambda run, low=low, high=high: run.recalled(length, low, high))  # type: ignore[misc]
             if mean is None:
@@ -136,8 +135,14 @@ def recall_map(groups: Sequence[Group], length: int) -> Markup:
     width = LABELS + len(spans) * CELL
     axis: Attributes = {"class": "axis", "x": (LABELS + width) / 2, "y": bottom + 34, "text-anchor": "middle"}
     parts.append(element("text", axis, "distance, tokens"))
-    head: Attributes = {"viewBox": f"0 0 {width:g} {bottom + 42:g}", "role": "img"}
+    size = f"max-width: {1.25 * width:.0f}px"
+    head: Attributes = {"viewBox": f"0 0 {width:g} {bottom + 42:g}", "role": "img", "style": size}
     return element("svg", {"class": "heat", **head, "aria-label": f"Recall by distance. {'; '.join(told)}."}, *parts)
+
+
+def _short(attention: str) -> str:
+    """Names without options; the number before it is that of the table."""
+    return "+".join(part.partition(":")[0] for part in attention.split("+"))
 
 
 def _cell(share: float, x: float, y: float, where: str) -> list[Markup]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tenuto.eval.attentionrun import AttentionRun, Decode, Group
+from tenuto.eval.attentionrun import FULL, AttentionRun, Decode, Group
 from tenuto.report import units
 from tenuto.report.table import Cell, Column, Row, missing
 
 __all__ = ["attention_columns", "attention_rows"]
 
-BASELINE = "mha"
+
+def _baseline(groups: Sequence[Group]) -> Group | None:
+    there = {group.attention: group for group in groups}
+    return next((there[name] for name in FULL if name in there), None)
 
 
 def _bits(group: Group, baseline: Group | None, context: int) -> Cell:
@@ -28,7 +31,7 @@ def _bits(group: Group, baseline: Group | None, context: int) -> Cell:
     if beyond:
         extra, spread = beyond
         sure = spread is not None and not spread[0] <= 0 <= spread[1]
-        more = f"{extra:+.3f} against {BASELINE}"
+        more = f"{extra:+.3f} against {baseline.attention}" if baseline else ""
     return Cell(text=f"{value:.3f}", note=note, value=value, more=more, worse=sure)
 
 
@@ -62,7 +65,8 @@ def _time(group: Group) -> Cell:
 
 def attention_columns(groups: Sequence[Group]) -> list[Column[Group]]:
     """Bits per byte at every context, training speed, and decoding at the longest context."""
-    baseline = next((group for group in groups if group.attention == BASELINE), None)
+    baseline = _baseline(groups)
+    against = baseline.attention if baseline else FULL[0]
     contexts = sorted({bits.context for group in groups for run in group.runs for bits in run.bits})
     longest = max((at.context for group in groups for at in group.decode), default=0)
     columns: list[Column[Group]] = [
@@ -72,7 +76,7 @@ def attention_columns(groups: Sequence[Group]) -> list[Column[Group]]:
             better="lower",
             cell=lambda group, context=context: _bits(group, baseline, context),  # type: ignore[misc]
             help=f"Held-out text read in passes of {context:,} tokens: mean over seeds with its 95 % interval, and the "
-            f"difference to {BASELINE} with the same seeds, bold where its interval leaves out 0.",
+            f"difference to {against} with the same seeds, bold where its interval leaves out 0.",
         )
         for context in contexts
     ]
@@ -98,11 +102,12 @@ def attention_columns(groups: Sequence[Group]) -> list[Column[Group]]:
 
 def attention_rows(groups: Sequence[Group], columns: Sequence[Column[Group]]) -> list[Row[Group]]:
     """Numbered in their order."""
+    baseline = _baseline(groups)
     return [
         Row(
             number=number,
             run=group,
-            baseline=group.attention == BASELINE,
+            baseline=group is baseline,
             cells=[column.cell(group) for column in columns],
             note=f"{len(group.runs)} seed{'s' * (len(group.runs) > 1)}, {group.runs[0].parameters:,} parameters",
         )

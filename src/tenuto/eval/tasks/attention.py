@@ -19,7 +19,7 @@ from tenuto.attention import PiAttention, watch
 from tenuto.attention.policy import shares
 from tenuto.calibration import fingerprint
 from tenuto.errors import InputError, closest
-from tenuto.eval.attentionrun import AttentionRun, read_attention_runs, write_attention_run
+from tenuto.eval.attentionrun import FULL, AttentionRun, read_attention_runs, write_attention_run
 from tenuto.eval.bits import bits_per_byte, held_windows
 from tenuto.eval.decoding import decoding
 from tenuto.eval.devices import device_words, pick_device, versions
@@ -103,13 +103,14 @@ def bench(
 
 
 def read_baselines(given: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """The attentions to compare with, as they are recorded: those given, or ``mha`` if it is in one of the folders.
+    """The attentions to compare with, as they are recorded: those given, or the first of full attention that is in one
+    of the folders.
 
     Raises:
         InputError: none of the folders has it. PolicyError: there is no such attention.
     """
     there = [read_log(folder).attention for folder in folders]
-    asked = [canonical(name) for name in given] or [name for name in ("mha",) if name in there]
+    asked = [canonical(name) for name in given] or [name for name in FULL if name in there][:1]
     if lacking := next((name for name in asked if name not in there), None):
         raise InputError(f"The baseline {lacking!r} is in none of the folders.{closest(lacking, there)}")
     return asked
