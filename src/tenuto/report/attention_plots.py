@@ -16,7 +16,7 @@ from tenuto.report.svg import Attributes, element
 __all__ = ["bits_plots", "cost_plots", "recall_map"]
 
 FRAME = Frame(width=560.0, height=340.0, left=54.0, right=14.0, top=12.0, bottom=46.0)
-LABELS, CELL, HIGH = 170.0, 52.0, 20.0
+LABELS, CELL, HIGH = 170.0, 66.0, 20.0
 MEBI = 2**20
 
 
