@@ -45,6 +45,8 @@ def test_what_cannot_be_built_is_refused() -> None:
         canonical("window:window=8+short_conv")
     with pytest.raises(PolicyError, match="Did you mean 'mqa'"):
         canonical("short_conv+mqqa")
+    with pytest.raises(PolicyError, match="mha is a model's own attention"):
+        canonical("short_conv+mha+mka")
     assert canonical("window:sinks=4,window=8") == "window:window=8"
     assert canonical("short_conv:kernel=4+window:sinks=4,window=8") == "short_conv+window:window=8"
     assert canonical("short_conv:kernel=4+mqa") == "short_conv+mqa"

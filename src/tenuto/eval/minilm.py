@@ -247,6 +247,8 @@ def _option(attention: str) -> int | None:
 def _parse(attention: str) -> Attention:
     """An attention of :mod:`tenuto.attention`."""
     for name in (part.partition(":")[0] for part in attention.split("+")):
+        if name in PLAIN:
+            raise PolicyError(f"{attention}: {name} is a model's own attention, which comes last and once.")
         if name not in attentions():
             raise PolicyError(f"Unknown attention {name!r}.{closest(name, [*PLAIN, *attentions()])}")
     return parse(attention)
