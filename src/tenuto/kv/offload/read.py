@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-__all__ = ["logits", "mass", "partial", "read", "wide"]
+__all__ = ["Part", "logits", "mass", "part", "read", "wide"]
 
 QUERIES = 256
 """Queries whose attention is held at a time."""
@@ -24,16 +26,28 @@ def logits(query: torch.Tensor, keys: torch.Tensor, scaling: float, softcap: flo
     return found if softcap is None else softcap * torch.tanh(found / softcap)
 
 
-def partial(
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Attention over some of the entries.
+
+    Attributes:
+        output: ``[..., new, head_dim]``; lse: log of the sum of exponentials ``[..., new]``; both in
+            :func:`wide`.
+    """
+
+    output: torch.Tensor
+    lse: torch.Tensor
+
+
+def part(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     scaling: float,
     softcap: float | None = None,
     visible: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention over some entries, in :func:`wide`: the output ``[heads, new, head_dim]`` and the log of the sum of
-    exponentials ``[heads, new]``; of a query that sees nothing, 0 and ``-inf``.
+) -> Part:
+    """Attention over some entries, ``[heads, new, ...]``; of a query that sees nothing, 0 and ``-inf``.
 
     Args:
         query: ``[heads, new, head_dim]``; keys, values: ``[kv_heads, entries, head_dim]``.
@@ -52,7 +66,7 @@ def partial(
         output = torch.einsum("hgqn,hnd->hgqd", weights, values.to(found.dtype))
         outputs.append((output / total.masked_fill(total == 0, 1.0)).flatten(0, 1))
         sums.append((total.log() + top)[..., 0].flatten(0, 1))
-    return torch.cat(outputs, 1), torch.cat(sums, 1)
+    return Part(torch.cat(outputs, 1), torch.cat(sums, 1))
 
 
 def read(
@@ -67,15 +81,14 @@ def read(
     Returns:
         ``[heads, new, head_dim]``, and the log of the sum of exponentials ``[heads, new]``.
     """
-    new, length, blocks = query.shape[1], keys.shape[1], []
+    new, length, blocks = query.shape[1], keys.shape[1], list[Part]()
     for start in range(0, new, QUERIES):
         some, seen = query[:, start : start + QUERIES], None
         if new > 1:
             seen = torch.ones(some.shape[1], length, dtype=torch.bool, device=query.device)
             seen = seen.tril_(length - new + start)
-        blocks.append(partial(some, keys, values, scaling, softcap, seen))
-    outputs, sums = zip(*blocks, strict=True)
-    return torch.cat(outputs, 1).to(query.dtype), torch.cat(sums, 1)
+        blocks.append(part(some, keys, values, scaling, softcap, seen))
+    return torch.cat([b.output for b in blocks], 1).to(query.dtype), torch.cat([b.lse for b in blocks], 1)
 
 
 def mass(query: torch.Tensor, lse: torch.Tensor, keys: torch.Tensor, scaling: float, softcap: float | None) -> float:

@@ -13,38 +13,12 @@ Source: Rabe and Staats 2021, Self-attention Does Not Need O(n^2) Memory, https:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-from tenuto.kv.offload.read import logits, partial, wide
+from tenuto.kv.offload.read import Part, logits, part, wide
 
 __all__ = ["Part", "merge", "pack", "part", "rest", "unpack"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """Attention over some of the entries.
-
-    Attributes:
-        output: ``[..., new, head_dim]``; lse: log of the sum of exponentials ``[..., new]``; both wide.
-    """
-
-    output: torch.Tensor
-    lse: torch.Tensor
-
-
-def part(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scaling: float,
-    softcap: float | None = None,
-    visible: torch.Tensor | None = None,
-) -> Part:
-    """Attention of ``query [heads, new, head_dim]`` over ``keys``, ``values [kv_heads, entries, head_dim]``: as
-    :func:`tenuto.kv.offload.read.partial`."""
-    return Part(*partial(query, keys, values, scaling, softcap, visible))
 
 
 def rest(query: torch.Tensor, keys: torch.Tensor, scaling: float, softcap: float | None = None) -> torch.Tensor:
