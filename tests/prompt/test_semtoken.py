@@ -110,7 +110,10 @@ def test_information_falls_with_every_repetition_and_not_before() -> None:
     assert float(information([5] * 200, 3, 256)[-1]) < 0.01
 
 
-def test_coherence_joins_tokens_with_neighbours_of_like_states() -> None:
+@pytest.mark.parametrize(
+    ("fingerprint", "where"), [("states", "states"), ("embeddings", "embeddings"), ("sentences", "meaning")]
+)
+def test_coherence_joins_tokens_with_neighbours_of_like_fingerprints(fingerprint: str, where: str) -> None:
     """Every third token was read before and is like the one behind it, or like the one before it."""
     ids = torch.randint(0, 250, (60,), generator=torch.Generator().manual_seed(5))
     new = torch.arange(60) % 3 != 1
@@ -119,8 +122,8 @@ def test_coherence_joins_tokens_with_neighbours_of_like_states() -> None:
         seen = look(ids)
         states = TABLE[ids].clone()
         states[~new] = states[(torch.arange(60)[~new] + shift).clamp(max=59)]
-        method = SemToken(ratio=0.7, layer=0, coherence=1.0, order=0, sinks=0, recent=0)
-        spans = method.choose(replace(seen, states=states))
+        method = SemToken(ratio=0.7, layer=0, coherence=1.0, fingerprint=fingerprint, order=0, sinks=0, recent=0)
+        spans = method.choose(replace(seen, **{where: states}))
         pairs = [int(start) for start, size in zip(spans.starts, spans.sizes, strict=True) if size == 2]
         assert sum(at % 3 == (1 if shift == 1 else 0) for at in pairs) > 0.8 * len(pairs) > 8
 

@@ -30,6 +30,7 @@ class Look:
             :mod:`tenuto.prompt.protect`.
         surprise: negative log-likelihood of each token under the model, in nats ``[tokens]``, infinite for the first;
             None unless the method asks for it, since it takes a whole pass.
+        meaning: fingerprints by a sentence encoder ``[tokens, channels]``; None unless the method asks for them.
         layers, vocabulary: how many the model has.
     """
 
@@ -40,6 +41,7 @@ class Look:
     surprise: torch.Tensor | None
     layers: int
     vocabulary: int
+    meaning: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,11 @@ class PromptMethod(ABC):
             )
         share = (self.ratio * layers - first) / (layers - first)
         return min(max(round(tokens * share), 1), tokens)
+
+    @property
+    def encoded(self) -> bool:
+        """Whether :attr:`Look.meaning` is needed."""
+        return False
 
     def first(self, layers: int) -> int:
         """The first layer that sees fewer, of so many."""

@@ -24,6 +24,7 @@ from torch import nn
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.attach import AttachedRun
 from tenuto.kv.cache import KVCache
+from tenuto.prompt.encoder import Encoder, encode
 from tenuto.prompt.method import Look, PromptMethod
 from tenuto.prompt.protect import marks
 from tenuto.prompt.spans import Spans
@@ -81,7 +82,13 @@ class Prompt:
 
 @torch.no_grad()
 def read(
-    run: AttachedRun, ids: torch.Tensor, method: PromptMethod, *, tokenizer: Any = None, cache: KVCache | None = None
+    run: AttachedRun,
+    ids: torch.Tensor,
+    method: PromptMethod,
+    *,
+    tokenizer: Any = None,
+    cache: KVCache | None = None,
+    encoder: Encoder | None = None,
 ) -> Prompt:
     """Read a prompt ``[1, tokens]`` into a cache.
 
@@ -90,9 +97,10 @@ def read(
             ``MemoryBudget.keep(1.0)`` leaves them.
         tokenizer: tells numbers, names and code, so that they can be protected; None: nothing but both ends is.
         cache: of earlier turns, from ``run.cache()``; None: a new one.
+        encoder: of sentences, for a method that asks for one; None: WordLlama.
 
     Raises:
-        InputError: the prompt is empty, or more than one.
+        InputError: the prompt is empty, or more than one, or the encoder cannot be used.
         AttachError: the model has layers that slide, or the policy puts old entries into pages.
         PolicyError: the method cannot reach its ratio on this model.
     """
@@ -109,7 +117,8 @@ def read(
             f"{type(run.policy).__name__} puts old entries into pages, which carry no count weights. Use another."
         )
     surprise = _surprise(run, ids) if method.surprised else None
-    merging = _Merging(run, ids, method, marks(tokenizer, ids[0].cpu()), surprise)
+    meaning = encode(tokenizer, ids[0], encoder) if method.encoded else None
+    merging = _Merging(run, ids, method, marks(tokenizer, ids[0].cpu()), surprise, meaning)
     cache = run.cache() if cache is None else cache
     with ExitStack() as stack:
         if run.deferred is None and run.budget.kind == "bytes":
@@ -149,8 +158,10 @@ class _Merging:
         method: PromptMethod,
         marked: torch.Tensor,
         surprise: torch.Tensor | None,
+        meaning: torch.Tensor | None,
     ) -> None:
-        self.run, self.ids, self.method, self.marked, self.surprise = run, ids, method, marked, surprise
+        self.run, self.ids, self.method, self.marked = run, ids, method, marked
+        self.surprise, self.meaning = surprise, meaning
         self.decoder: Any = run.layout.decoder
         self.cache: KVCache | None = None
         self.spans: Spans | None = None
@@ -215,6 +226,7 @@ class _Merging:
             surprise=self.surprise,
             layers=len(self.run.layout.layers),
             vocabulary=embed.weight.shape[0],
+            meaning=self.meaning,
         )
 
 

@@ -3,12 +3,13 @@
 Every token has an *information*: the negative log-likelihood that adaptive n-grams over the tokens before it give it,
 so a word of a wording that was read before has next to none, and a name that changes in it keeps its own. A span stands
 for its most informative token, and costs the information of the others, and on top of it, for which tokens go together,
-the weighted variance of its tokens' states where they are merged (their *fingerprints*). Spans of neighbours are chosen
+the weighted variance of its tokens' *fingerprints* (see ``coherence``). Spans of neighbours are chosen
 so that the sum of costs is least for the number of spans asked for; exactly so up to 8,192 tokens. Both ends of the
 prompt are merged last. The model reads one entry per span: the mean of its states weighted by information, at the
 position of its last token, with the log of its information on its attention logits (:mod:`tenuto.prompt.read`).
 
-What it does not do: it invents no token ids, runs no second encoder, drops nothing, and does not know the question.
+What it does not do: it invents no token ids, drops nothing, and does not know the question; it runs no second encoder
+unless it is asked to.
 The published code groups every three tokens whatever they say, and never runs a model on the result; how merged tokens
 reach a model is not in the paper's code, so this is a version of the idea and not a reproduction of its figures.
 
@@ -28,7 +29,7 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
-from tenuto.errors import PolicyError
+from tenuto.errors import PolicyError, closest
 from tenuto.prompt.method import Look, PromptMethod
 from tenuto.prompt.spans import Spans, coherence, split
 
@@ -42,7 +43,9 @@ class SemToken(PromptMethod):
     Attributes:
         most: tokens of one span, at most.
         order: tokens before a token that may tell it, at most.
-        coherence: how much the variance of its tokens' states adds to what a span costs.
+        coherence: how much the variance of its tokens' fingerprints adds to what a span costs.
+        fingerprint: "states", the model's own where tokens are merged; "embeddings", its own; "sentences", of a
+            sentence encoder (:mod:`tenuto.prompt.encoder`). They decide nothing where ``coherence`` is 0.
         protect: how much more it costs to lose numbers, names, code and template tokens after tokens of much
             information; 0 for no protection but of both ends.
     """
@@ -50,6 +53,7 @@ class SemToken(PromptMethod):
     most: int = 64
     order: int = 8
     coherence: float = 0.0
+    fingerprint: str = "states"
     protect: float = 1.0
     name: ClassVar[str] = "semtoken"
 
@@ -57,6 +61,17 @@ class SemToken(PromptMethod):
         PromptMethod.__post_init__(self)
         if min(self.most - 2, self.order) < 0 or min(self.coherence, self.protect) < 0:
             raise PolicyError(f"{self} is not allowed: most is 2 or more, order, coherence and protect 0 or more.")
+        if self.fingerprint not in FINGERPRINTS:
+            hint = closest(self.fingerprint, FINGERPRINTS)
+            raise PolicyError(f"fingerprint={self.fingerprint} is not allowed.{hint}")
+        if self.fingerprint != "states" and not self.coherence:
+            raise PolicyError(
+                f"{self} would not look at fingerprints: give coherence as well, for example coherence=1."
+            )
+
+    @property
+    def encoded(self) -> bool:
+        return self.fingerprint == "sentences"
 
     def choose(self, look: Look) -> Spans:
         tokens = look.ids.shape[0]
@@ -67,11 +82,20 @@ class SemToken(PromptMethod):
         stay = 1 + self.protect * look.marks.cpu() * before(weight, self.order)
         cost = lost(weight * stay, self.most)
         if self.coherence:
-            prints = F.normalize(look.states - look.states.mean(0), dim=-1)
+            prints = self._fingerprints(look)
+            prints = F.normalize(prints - prints.mean(0), dim=-1)
             cost += self.coherence * coherence(prints, self.most, weight.to(prints.device)).cpu()
         cost += penalties(FOREVER * self.ends(tokens), self.most)
         return replace(split(cost, wanted), weight=weight)
 
+    def _fingerprints(self, look: Look) -> torch.Tensor:
+        if self.encoded and look.meaning is not None:
+            return look.meaning
+        return look.embeddings if self.fingerprint == "embeddings" else look.states
+
+
+FINGERPRINTS = ("states", "embeddings", "sentences")
+"""What may tell that neighbours mean the same."""
 
 LEAST = 1e-5
 """The least a token counts."""
