@@ -78,6 +78,9 @@ def test_bench_store(tiny_language: Path, tmp_path: Path) -> None:
     assert exact["perplexity"] == pytest.approx(exact["perplexity_computed"], rel=1e-4)
     assert small["bytes_stored"] < 0.4 * exact["bytes_stored"]
     assert len(list((tmp_path / "out").glob("store-*.json"))) == 2
+    report = tenuto("report", tmp_path / "out")
+    assert report.exit_code == 0, report.stderr
+    assert "Stores and codecs" in (tmp_path / "out" / "tenuto-report.html").read_text()
     table = tenuto(*args)
     assert all(name in table.stdout for name in ("delta8+zstd", "int4", "faster")), table.stderr
 

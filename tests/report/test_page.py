@@ -152,7 +152,7 @@ def test_same_runs_same_page(example: tuple[Path, list[bytes]]) -> None:
 def test_no_folder_and_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a folder"):
         write_report(tmp_path / "absent")
-    with pytest.raises(InputError, match="holds no Run records.*diffusion, kv, prompt, moe or attention"):
+    with pytest.raises(InputError, match="holds no Run records.*diffusion, kv, prompt, moe, attention or store"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

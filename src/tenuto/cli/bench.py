@@ -133,7 +133,7 @@ def kv(
 @click.option("--context", default=1500, show_default=True, type=click.IntRange(2), help="Tokens of the prompt.")
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Turns of loading and computing.")
 @device_option
-@click.option("--out", type=FOLDER, help="Folder for one JSON record per row.")
+@click.option("--out", type=FOLDER, help="Folder for one JSON record per row; `tenuto report` reads it.")
 @json_option
 def store(
     model: str, stores: tuple[str, ...], context: int, repeats: int, device: str, out: Path | None, as_json: bool
@@ -146,7 +146,7 @@ def store(
 
     from tenuto.eval.folders import check_folder
     from tenuto.eval.language import load_language
-    from tenuto.eval.records import file_name, write_record
+    from tenuto.eval.storerun import write_store_run
     from tenuto.eval.storing import measure
     from tenuto.eval.terminal import store_table
 
@@ -156,12 +156,12 @@ def store(
     with TemporaryDirectory(prefix="tenuto-store-") as folder:
         own = [f"disk:{folder}/{codec}?codec={codec.replace('+', '%2B')}" for codec in STORED]
         asked = list(stores) or own
-        found = measure(language, asked, tokens=context, repeats=repeats)
+        found = measure(language, asked, tokens=context, repeats=repeats, command=command())
         rows = list(tqdm(found, total=len(asked), leave=False, disable=None))
     if out:
         out.mkdir(parents=True, exist_ok=True)
         for row in rows:
-            write_record(row, out / f"store-{file_name(f'{row.store}-{row.codec}')}.json")
+            write_store_run(row, out)
     if as_json:
         click.echo(json.dumps([row.row() for row in rows], indent=1, allow_nan=False))
     else:

@@ -20,6 +20,7 @@ __all__ = [
     "KV_FILES",
     "MOE_FILES",
     "PROMPT_FILES",
+    "STORE_FILES",
     "Run",
     "Timing",
     "read_runs",
@@ -37,6 +38,9 @@ ATTENTION_FILES = "attention-"
 
 PROMPT_FILES = "prompt-"
 """How the names of the prompt family's records begin (:mod:`tenuto.eval.promptrun`)."""
+
+STORE_FILES = "store-"
+"""How the names of the records of stores of prefixes begin (:mod:`tenuto.eval.storerun`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +137,7 @@ def _from(raw: dict[str, Any]) -> Run:
 
 def run_files(folder: Path) -> list[Path]:
     """The files of Runs in a folder; those of other families are others."""
-    others = (ATTENTION_FILES, KV_FILES, MOE_FILES, PROMPT_FILES)
+    others = (ATTENTION_FILES, KV_FILES, MOE_FILES, PROMPT_FILES, STORE_FILES)
     return [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(others)]
 
 

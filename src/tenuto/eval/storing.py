@@ -6,57 +6,23 @@ import copy
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from tenuto.eval.devices import device_words, versions
 from tenuto.eval.language import LanguageModel, check_length
 from tenuto.eval.reading import Entry, attached, new_cache, plain_bytes
 from tenuto.eval.speed import synchronise
+from tenuto.eval.storerun import StoreRun
 from tenuto.eval.tasks.likelihood import CONTINUED, text_of
 from tenuto.kv.attach import AttachedRun
 from tenuto.kv.reuse.prefix import PrefixStore
 
-__all__ = ["StoreRow", "measure"]
+__all__ = ["measure"]
 
 GREEDY = 32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreRow:
-    """One store and codec.
-
-    Attributes:
-        store, codec: of the row; context: tokens of the prompt; restored: those of them that were loaded.
-        bytes_stored: of the prompt's pages; bytes_full: of its cache in the model's dtype.
-        recompute_s, restore_s: seconds to the first token, medians of turns taken one after the other.
-        speedup, speedup_low, speedup_high: median and range of their ratios; cpu_speedup: of processor seconds.
-        logits_error: largest difference of the first token's logits; same_text: whether the next 32 tokens, taken
-            greedily, are the same.
-        perplexity, perplexity_computed: of the 64 tokens that follow in the text, after a loaded and a computed prompt.
-    """
-
-    store: str
-    codec: str
-    context: int
-    restored: int
-    bytes_stored: int
-    bytes_full: int
-    recompute_s: float
-    restore_s: float
-    speedup: float
-    speedup_low: float
-    speedup_high: float
-    cpu_speedup: float
-    logits_error: float
-    same_text: bool
-    perplexity: float
-    perplexity_computed: float
-
-    def row(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,9 +37,15 @@ class _Start:
 
 @torch.no_grad()
 def measure(
-    language: LanguageModel, addresses: Sequence[str], *, tokens: int, repeats: int, seed: int = 0
-) -> Iterator[StoreRow]:
-    """A row per store, each filled first with one prompt of real text.
+    language: LanguageModel,
+    addresses: Sequence[str],
+    *,
+    tokens: int,
+    repeats: int,
+    seed: int = 0,
+    command: str = "",
+) -> Iterator[StoreRun]:
+    """A row per store, each filled first with one prompt of real text. The command is stored in them.
 
     Raises:
         InputError: an address cannot be used, or the prompt is longer than the model was made for.
@@ -83,12 +55,13 @@ def measure(
     ids = text_of(language, seed, tokens + CONTINUED)
     for address in addresses:
         with PrefixStore(address) as store:
-            yield _row(language, store, address, ids, tokens, repeats)
+            row = _row(language, store, address, ids, tokens, repeats)
+        yield replace(row, settings={"repeats": repeats, "seed": seed}, command=command)
 
 
 def _row(
     language: LanguageModel, store: PrefixStore, address: str, ids: torch.Tensor, tokens: int, repeats: int
-) -> StoreRow:
+) -> StoreRun:
     prompt, loading = ids[:, :tokens], Entry(store=store)
     with attached(language, loading) as run:
         _start(language, run, prompt)
@@ -106,7 +79,7 @@ def _row(
         text, likelihood = _goes_on(language, loaded, ids[:, tokens:])
     other, expected = _goes_on(language, computed, ids[:, tokens:])
     ratios = sorted(plain.wall / mine.wall for mine, plain in pairs)
-    return StoreRow(
+    return StoreRun(
         store=address.split(":")[0],
         codec="/".join(str(level.codec) for level in store.levels),
         context=tokens,
@@ -123,6 +96,10 @@ def _row(
         same_text=text == other,
         perplexity=likelihood,
         perplexity_computed=expected,
+        model=language.name,
+        fingerprint=language.fingerprint,
+        versions=versions("transformers"),
+        device=device_words(language.device, language.model.dtype),
     )
 
 

@@ -11,7 +11,7 @@ from tenuto.eval.kvrun import KVRun, Score
 from tenuto.eval.moerun import MoeRun
 from tenuto.eval.promptrun import PromptRun
 from tenuto.eval.run import Run, Timing
-from tenuto.eval.storing import StoreRow
+from tenuto.eval.storerun import StoreRun
 
 __all__ = ["kv_table", "moe_table", "prompt_cells", "prompt_table", "shadow_table", "store_table", "table"]
 
@@ -183,7 +183,7 @@ def moe_table(runs: Sequence[MoeRun]) -> Table:
     return shown
 
 
-def store_table(rows: Sequence[StoreRow]) -> Table:
+def store_table(rows: Sequence[StoreRun]) -> Table:
     """One row per store."""
     shown = Table(box=None, pad_edge=False)
     shown.add_column("store", no_wrap=True)
@@ -207,13 +207,13 @@ def store_table(rows: Sequence[StoreRow]) -> Table:
             row.codec,
             f"{row.restored}/{row.context}",
             _size(row.bytes_stored),
-            f"{row.bytes_stored / row.bytes_full:.0%}",
+            f"{row.share:.0%}",
             f"{row.restore_s:.2f}",
             f"{row.recompute_s:.2f}",
             f"{row.speedup:.1f}x ({row.speedup_low:.1f} to {row.speedup_high:.1f})",
             f"{row.cpu_speedup:.1f}x",
             f"{row.logits_error:.1e}",
             "same" if row.same_text else "other",
-            f"{row.perplexity:.3f} ({row.perplexity / row.perplexity_computed - 1:+.2%})",
+            f"{row.perplexity:.3f} ({row.perplexity_change:+.2%})",
         )
     return shown

@@ -12,12 +12,13 @@ from tenuto.eval.kvrun import KVRun
 from tenuto.eval.moerun import MoeRun
 from tenuto.eval.promptrun import PromptRun
 from tenuto.eval.run import Run
+from tenuto.eval.storerun import StoreRun
 from tenuto.report import units
 from tenuto.report.table import BASELINE, IDENTICAL, Row
 
 __all__ = ["Difference", "Fact", "Headline", "common_facts", "differences", "headlines"]
 
-Record = Run | KVRun | MoeRun | PromptRun | AttentionRun
+Record = Run | KVRun | MoeRun | PromptRun | AttentionRun | StoreRun
 
 CLOSE = 30.0
 """PSNR in dB from which differences are hard to see."""

@@ -16,11 +16,13 @@ from tenuto.eval.kvrun import read_kv_runs
 from tenuto.eval.moerun import read_moe_runs
 from tenuto.eval.promptrun import read_prompt_runs
 from tenuto.eval.run import read_runs, run_files
+from tenuto.eval.storerun import read_store_runs
 from tenuto.report.attention_page import attention_part
 from tenuto.report.images_page import images_part
 from tenuto.report.kv_page import kv_part
 from tenuto.report.moe_page import moe_part
 from tenuto.report.prompt_page import prompt_part
+from tenuto.report.store_page import store_part
 
 __all__ = ["FILE_NAME", "write_report"]
 
@@ -30,6 +32,7 @@ FAMILIES: tuple[tuple[Any, Any], ...] = (
     (read_prompt_runs, prompt_part),
     (read_moe_runs, moe_part),
     (read_attention_runs, attention_part),
+    (read_store_runs, store_part),
 )
 """What reads the records of each family but diffusion from a folder, and what makes its part of the page of them."""
 
@@ -48,8 +51,8 @@ def _parts(folder: Path) -> list[dict[str, Any]]:
     parts += [part(runs) for read, part in FAMILIES if (runs := read(folder))]
     if not parts:
         raise InputError(
-            f"{folder} holds no Run records (*.json). Run `tenuto bench` diffusion, kv, prompt, moe or attention with "
-            f"--out {folder} first."
+            f"{folder} holds no Run records (*.json). Run `tenuto bench` diffusion, kv, prompt, moe, attention or "
+            f"store with --out {folder} first."
         )
     return parts
 
@@ -83,8 +86,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
 
     Args:
         folder: holds the records (``*.json``) and the pictures they name. Each family whose records are there, told
-            by the beginning of their names (``kv-``, ``prompt-``, ``moe-``, ``attention-``, none for images), is a part
-            of the page.
+            by the beginning of their names (``kv-``, ``prompt-``, ``moe-``, ``attention-``, ``store-``, none for
+            images), is a part of the page.
         out: the file to write; ``folder/tenuto-report.html`` if None. An existing file is replaced.
 
     Returns:
