@@ -47,7 +47,8 @@ def by_hand(model: Any, ids: torch.Tensor, prompt: Prompt, layer: int, after: to
             bounds = list(zip(spans.starts.tolist(), (spans.ends + 1).tolist(), strict=True))
             pieces = [(hidden[:, a:b] * mass[a:b, None]).sum(1) / mass[a:b].sum() for a, b in bounds]
             hidden = torch.cat([torch.stack(pieces, 1), hidden[:, count:]], 1)
-            positions = torch.cat([spans.ends, torch.arange(count, count + later)])[None]
+            places = [a + max(range(b - a), key=lambda i, a=a: (float(mass[a + i]), i)) for a, b in bounds]
+            positions = torch.tensor([*places[:-1], count - 1, *range(count, count + later)])[None]
             counts = [float(mass[a:b].sum()) if b - a > 1 else 1.0 for a, b in bounds]
             sizes = torch.cat([torch.tensor(counts), torch.ones(later)])
         size = hidden.shape[1]
@@ -139,7 +140,7 @@ def test_a_policy_compresses_what_was_merged(policy: Any) -> None:
     model, ids = TinyLM(), tokens(260)
     with attach(model, policy, budget=MemoryBudget.keep(0.45)) as run:
         prompt = read(run, ids, SemToken(ratio=0.6))
-        cache, ends = prompt.cache, set(prompt.spans.ends.tolist())
+        cache, places = prompt.cache, set(prompt.spans.places.tolist())
         spent = sum(sum(rows[0]) for rows in cache.counts())
         assert spent <= 0.45 * 260 * 6
         assert spent > 0.4 * 260 * 6
@@ -147,7 +148,7 @@ def test_a_policy_compresses_what_was_merged(policy: Any) -> None:
             for head in range(2):
                 kept = [number for number in cache.survivors(layer, 0, head) if number >= 0]
                 assert kept == sorted(set(kept))
-                assert set(kept) <= ends
+                assert set(kept) <= places
         assert cache.bytes_held < cache.bytes_full
         logits = follow(model, cache, tokens(4, 2), tokens(6, 3))
         assert torch.isfinite(logits).all()
@@ -157,7 +158,7 @@ def test_eviction_keeps_weights_with_their_entries() -> None:
     model, ids = TinyLM(), tokens(120)
     with attach(model, SnapKV(window=8), budget=MemoryBudget.keep(0.3)) as run:
         prompt = read(run, ids, SemToken(ratio=0.5))
-        sizes = dict(zip(prompt.spans.ends.tolist(), prompt.spans.counts.tolist(), strict=True))
+        sizes = dict(zip(prompt.spans.places.tolist(), prompt.spans.counts.tolist(), strict=True))
         for layer in prompt.cache.engine:
             held = layer.holding()
             for segment in range(2):
@@ -203,7 +204,7 @@ def test_a_second_turn_is_merged_into_the_same_cache() -> None:
         assert second.cache.sequences.seen == [140]
         assert second.cache.counts()[0][0] == [70, 70]
         kept = second.cache.survivors(0)
-        assert kept == [*first.spans.ends.tolist(), *(60 + second.spans.ends).tolist()]
+        assert kept == [*first.spans.places.tolist(), *(60 + second.spans.places).tolist()]
 
 
 def test_a_merged_cache_can_be_saved(tmp_path: Path) -> None:

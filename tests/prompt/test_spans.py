@@ -64,6 +64,14 @@ def test_equal_tokens_are_split_to_the_count(tokens: int) -> None:
         assert torch.equal(spans.starts[1:], spans.ends[:-1] + 1)
 
 
+def test_an_entry_stands_at_its_heaviest_token_and_the_last_one_at_the_end() -> None:
+    spans = Spans.of_lengths([3, 1, 2, 4])
+    assert spans.places.tolist() == [2, 3, 5, 9]
+    weighed = Spans(spans.starts, spans.ends, torch.tensor([5.0, 1, 5, 0, 3, 2, 1, 9, 0, 0]))
+    assert weighed.places.tolist() == [2, 3, 4, 9]
+    assert Spans.of_tokens(torch.tensor([1, 4])).places.tolist() == [1, 4]
+
+
 def test_what_cannot_be_split_is_refused() -> None:
     table = coherence(torch.ones(20, 2), 4, torch.ones(20))
     for count in (4, 21):

@@ -6,9 +6,9 @@
 
 One pass: layers before ``method.layer`` see every token; there, spans are chosen and merged, and the layers from it on
 hold one entry per span, of which a later token sees ``logit + log(count)``, where the count is the span's size, less
-for tokens that weigh less (:attr:`Spans.counts`). An entry has the number and the RoPE
-position of its span's last token. The cache has *seen* all tokens: its length, the positions of what follows, budgets
-by share and ``bytes_full`` count those.
+for tokens that weigh less (:attr:`Spans.counts`). An entry has the number and the RoPE position of its span's heaviest
+token (:attr:`Spans.places`). The cache has *seen* all tokens: its length, the positions of what follows, budgets by
+share and ``bytes_full`` count those.
 """
 
 from __future__ import annotations
@@ -187,18 +187,18 @@ class _Merging:
 
     def _thinned(self, states: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.left -= 1
-        kept = {name: self._at_ends(value) for name, value in kwargs.items()}
+        kept = {name: self._at_places(value) for name, value in kwargs.items()}
         if args:
-            return (states, *(self._at_ends(value) for value in args[1:])), kept
+            return (states, *(self._at_places(value) for value in args[1:])), kept
         return args, kept | {"hidden_states": states}
 
-    def _at_ends(self, value: Any) -> Any:
-        """What is told of every token, such as rotary angles ``[batch, tokens, ...]``, of the spans' last tokens."""
+    def _at_places(self, value: Any) -> Any:
+        """What is told of every token, such as rotary angles ``[batch, tokens, ...]``, of the spans' places."""
         if isinstance(value, tuple):
-            return tuple(self._at_ends(part) for part in value)
+            return tuple(self._at_places(part) for part in value)
         tokens = self.ids.shape[1]
         if isinstance(value, torch.Tensor) and self.spans is not None and value.dim() > 1 and value.shape[1] == tokens:
-            return value[:, self.spans.ends.to(value.device)]
+            return value[:, self.spans.places.to(value.device)]
         return value
 
     def _tell(self) -> None:
@@ -212,7 +212,7 @@ class _Merging:
                 merged = bool((spans.sizes > 1).any())
                 layer.step = replace(
                     step,
-                    index=step.index[spans.ends.to(step.index.device)],
+                    index=step.index[spans.places.to(step.index.device)],
                     weights=spans.counts.to(step.index.device) if merged else None,
                 )
 

@@ -3,10 +3,10 @@
 Every token has an *information*: the negative log-likelihood that adaptive n-grams over the tokens before it give it,
 so a word of a wording that was read before has next to none, and a name that changes in it keeps its own. A span stands
 for its most informative token, and costs the information of the others, and on top of it, for which tokens go together,
-the weighted variance of its tokens' *fingerprints* (see ``coherence``). Spans of neighbours are chosen
-so that the sum of costs is least for the number of spans asked for; exactly so up to 8,192 tokens. Both ends of the
-prompt are merged last. The model reads one entry per span: the mean of its states weighted by information, at the
-position of its last token, with the log of its information on its attention logits (:mod:`tenuto.prompt.read`).
+the weighted variance of its tokens' *fingerprints* (see ``coherence``). Spans of neighbours are chosen so that the sum
+of costs is least for the number of spans asked for; exactly so up to 8,192 tokens. Both ends of the prompt are merged
+last. The model reads one entry per span: the mean of its states weighted by information, at the position of its most
+informative token, with the log of its information on its attention logits (:mod:`tenuto.prompt.read`).
 
 What it does not do: it invents no token ids, drops nothing, and does not know the question; it runs no second encoder
 unless it is asked to.

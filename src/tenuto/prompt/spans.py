@@ -68,6 +68,20 @@ class Spans:
         mass = torch.zeros(len(self)).index_add_(0, owner, self.weight[token])
         return torch.where(self.sizes == 1, 1.0, mass)
 
+    @property
+    def places(self) -> torch.Tensor:
+        """The token at whose position each span's entry stands ``[spans]`` int64: its heaviest, the later of equal
+        ones; the last span's is its last, since what follows goes on from there."""
+        if self.weight is None or not len(self):
+            return self.ends
+        weight = self.weight.cpu()
+        owner, token = self._members(weight.device)
+        top = torch.zeros(len(self)).scatter_reduce_(0, owner, weight[token], "amax", include_self=False)
+        heaviest = torch.where(weight[token] == top[owner], token, -1)
+        places = torch.zeros_like(self.ends).scatter_reduce_(0, owner, heaviest, "amax", include_self=False)
+        places[-1] = self.ends[-1]
+        return places
+
     def mean(self, states: torch.Tensor) -> torch.Tensor:
         """The mean of every span: ``states [batch, tokens, channels]`` to ``[batch, spans, channels]``.
 
