@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tenuto.cli import main
+from tenuto.cli.group import command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,6 +84,12 @@ def test_bench_store(tiny_language: Path, tmp_path: Path) -> None:
     assert "Stores and codecs" in (tmp_path / "out" / "tenuto-report.html").read_text()
     table = tenuto(*args)
     assert all(name in table.stdout for name in ("delta8+zstd", "int4", "faster")), table.stderr
+
+
+def test_records_hold_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "redis://me:s3cret@host:6379/0?codec=int8"
+    monkeypatch.setattr("sys.argv", ["tenuto", "bench", "store", "--store", address, "--out", "a:b@c"])
+    assert command() == "tenuto bench store --store 'redis://me:...@host:6379/0?codec=int8' --out a:b@c"
 
 
 @pytest.mark.parametrize(

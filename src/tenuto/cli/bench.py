@@ -157,15 +157,18 @@ def store(
         own = [f"disk:{folder}/{codec}?codec={codec.replace('+', '%2B')}" for codec in STORED]
         asked = list(stores) or own
         found = measure(language, asked, tokens=context, repeats=repeats, command=command())
-        rows = list(tqdm(found, total=len(asked), leave=False, disable=None))
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        for row in rows:
-            write_store_run(row, out)
+        rows = []
+        for row in tqdm(found, total=len(asked), leave=False, disable=None):
+            rows.append(row)
+            if out:
+                out.mkdir(parents=True, exist_ok=True)
+                write_store_run(row, out)
     if as_json:
         click.echo(json.dumps([row.row() for row in rows], indent=1, allow_nan=False))
     else:
         wide_console().print(store_table(rows))
+    if out:
+        click.echo(f"Records: {out} (now: tenuto report {shlex.quote(str(out))})", err=as_json)
 
 
 @bench.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 import warnings
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 WIDE = 150
 DEFAULT_MODEL = "bundled:dit-fashion"
 DEFAULT_LANGUAGE = "bundled:smollm2"
+PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]+@")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -67,8 +69,8 @@ class Group(click.Group):
 
 
 def command() -> str:
-    """The command line as it was given."""
-    return shlex.join(["tenuto", *sys.argv[1:]])
+    """The command line as it was given, but for the passwords of addresses: records are shown to others."""
+    return shlex.join(["tenuto", *(PASSWORD.sub(r"\1...@", part) for part in sys.argv[1:])])
 
 
 def wide_console() -> Console:
