@@ -195,6 +195,29 @@ def test_generation_goes_on_behind_the_prompt() -> None:
             twin.crop(-45)
 
 
+def test_no_entry_that_knows_later_tokens_survives_a_cut() -> None:
+    """At every length to cut to: refused and nothing changed, or all that is left stands for what is left."""
+    model, refused = TinyLM(), 0
+    with attach(model, KVPolicy(), budget=FULL) as run:
+        prompt = read(run, tokens(90), SemToken(ratio=0.6, recent=4))
+        spans = list(zip(prompt.spans.starts.tolist(), prompt.spans.ends.tolist(), strict=True))
+        model(tokens(3, 1), past_key_values=prompt.cache)
+        for length in range(10, 93):
+            cache = prompt.cache.fork()
+            held = cache.counts()
+            try:
+                cache.crop(length - 93)
+            except AttachError:
+                refused += 1
+                assert cache.counts() == held
+                assert cache.get_seq_length() == 93
+                continue
+            assert not any(start < length <= end for start, end in spans)
+            kept = [number for number in cache.survivors(2, 0, 0) if number >= 0]
+            assert kept == [place for place in [*prompt.spans.places.tolist(), 90, 91, 92] if place < length]
+    assert 40 < refused < 83
+
+
 def test_a_second_turn_is_merged_into_the_same_cache() -> None:
     model = TinyLM()
     with attach(model, KVPolicy(), budget=FULL) as run:

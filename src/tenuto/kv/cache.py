@@ -240,15 +240,15 @@ class KVCache(Cache):  # type: ignore[misc]
         self.sequences.tokens = torch.cat([self.sequences.tokens, known.to(torch.int32)], 1)
 
     @contextmanager
-    def borrowed(self, counts: Sequence[int]) -> Iterator[None]:
-        """Take back all that the calls inside have added: so many tokens per row."""
+    def borrowed(self) -> Iterator[None]:
+        """Take back all that the calls inside have added."""
         shared = self.sequences
         before = (shared.columns, list(shared.seen), shared.positions, self.since)
         sliding = [None if isinstance(layer, KVLayer) else copy.deepcopy(layer) for layer in self.layers]
         yield
         shared.columns, shared.seen, shared.positions, self.since = before
         for layer in self.engine:
-            layer.drop_last(counts, shared.columns)
+            layer.drop_last(shared.columns)
         self.layers = [kept or layer for kept, layer in zip(sliding, self.layers, strict=True)]
 
     # Budget and books.
@@ -324,18 +324,21 @@ class KVCache(Cache):  # type: ignore[misc]
         """Take back the last tokens (a negative number), as rejected proposals of assisted decoding are.
 
         Raises:
-            AttachError: they are encoded or evicted already, or a scorer with running state has seen them.
+            AttachError: as :meth:`KVLayer.newer`; nothing is taken back then.
         """
         if tokens_to_remove > 0:
             raise InputError(f"crop({tokens_to_remove}): give minus the number of tokens to take back.")
         rows, count = self.sequences, -tokens_to_remove
         if count > rows.columns:
             raise InputError(f"crop({tokens_to_remove}): the cache has seen {rows.columns} tokens.")
-        for layer in self.layers:
-            if isinstance(layer, KVLayer):
-                layer.drop_last([count] * len(rows.seen), rows.columns - count)
-            elif layer.is_initialized:
-                layer.crop(tokens_to_remove)
+        if count:
+            for layer in self.engine:
+                layer.newer(rows.columns - count)  # so that all can forget, or none has
+            for layer in self.layers:
+                if isinstance(layer, KVLayer):
+                    layer.drop_last(rows.columns - count)
+                elif layer.is_initialized:
+                    layer.crop(tokens_to_remove)
         rows.columns -= count
         rows.seen = [seen - count for seen in rows.seen]
         if count:

@@ -217,14 +217,14 @@ class KVLayer(EngineLayer):
         if self.paged is not None:
             self.paged = self.paged.selected(rows)
 
-    def drop_last(self, counts: Sequence[int], columns: int) -> None:
-        """Forget the newest entries of each row, which came after token ``columns``.
+    def newer(self, columns: int) -> list[int]:
+        """How many of the newest entries of each row and head came after token ``columns`` and can be forgotten.
 
         Raises:
-            AttachError: they are encoded already, or running state has seen them.
+            AttachError: some are encoded already, stand for earlier tokens as well, or running state has seen them.
         """
-        if self.held is None or not any(counts):
-            return
+        if self.held is None:
+            return []
         if self.policy.scorer.observes == "calls":
             raise AttachError(
                 f"{type(self.policy.scorer).__name__} adds up attention and cannot take tokens back: assisted and "
@@ -239,12 +239,19 @@ class KVLayer(EngineLayer):
             )
         late = [store.entries(segment) for segment in range(len(store.lengths))]
         lost = [int((part.index >= columns).sum()) for part in late]  # what was evicted is not there to be taken back
-        if any(
-            n and w is not None and bool((w[-n:] != 1).any())
-            for n, w in ((n, e.weights) for n, e in zip(lost, late, strict=True))
-        ):
+        if any(_shared(part, count, columns) for part, count in zip(late, lost, strict=True)):
             raise AttachError("Tokens to take back share an entry with others. Take back fewer tokens.")
-        store.shorten(lost)
+        return lost
+
+    def drop_last(self, columns: int) -> None:
+        """Forget the newest entries of each row, which came after token ``columns``.
+
+        Raises:
+            AttachError: as :meth:`newer`.
+        """
+        if self.held is None:
+            return
+        self.held.store.shorten(self.newer(columns))
         self.probes = [
             Probes(p.queries[:, (seen := p.index < columns)], p.index[seen]) if len(p.index) else p for p in self.probes
         ]
@@ -284,3 +291,13 @@ class KVLayer(EngineLayer):
         hot = [row.hot_entries for row in self.paged.rows] if self.paged else []
         lengths = [self.held.length(s) + (hot[s // heads] if hot else 0) for s in range(len(self.held.store.lengths))]
         return [lengths[start : start + heads] for start in range(0, len(lengths), heads)]
+
+
+def _shared(part: Entries, lost: int, columns: int) -> bool:
+    """Whether an entry at the cut may stand for tokens on both sides: one that goes and stands for several, or one that
+    stays, where the next does not begin at the cut."""
+    if not lost or part.weights is None:
+        return False
+    first = part.index.shape[0] - lost
+    before = first > 0 and float(part.weights[first - 1]) != 1 and int(part.index[first]) != columns
+    return before or bool((part.weights[first:] != 1).any())

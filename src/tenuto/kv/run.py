@@ -241,7 +241,7 @@ class AttachedRun:
                 if part is not None and len(part):
                     ids[row, -len(part) :], mask[row, -len(part) :] = part, 1
             last = cache.sequences.positions[:, -1:].long()
-            with cache.borrowed(mask.sum(-1).tolist()):
+            with cache.borrowed():
                 self.layout.decoder(
                     input_ids=ids,
                     attention_mask=torch.cat([(tokens >= 0).long(), mask], 1),

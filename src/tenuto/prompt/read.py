@@ -165,6 +165,7 @@ class _Merging:
         self.decoder: Any = run.layout.decoder
         self.cache: KVCache | None = None
         self.spans: Spans | None = None
+        self.places = torch.empty(0, dtype=torch.int64)  # of the spans
         self.at = method.first(len(run.layout.layers))
         self.left = len(run.layout.layers) - self.at
 
@@ -174,6 +175,7 @@ class _Merging:
             return None
         states: torch.Tensor = args[0] if args else kwargs["hidden_states"]
         self.spans = self.method.choose(self._look(states))
+        self.places = self.spans.places
         if len(self.spans) < states.shape[1]:
             states = self.spans.mean(states)
             self._tell()
@@ -198,7 +200,7 @@ class _Merging:
             return tuple(self._at_places(part) for part in value)
         tokens = self.ids.shape[1]
         if isinstance(value, torch.Tensor) and self.spans is not None and value.dim() > 1 and value.shape[1] == tokens:
-            return value[:, self.spans.places.to(value.device)]
+            return value[:, self.places.to(value.device)]
         return value
 
     def _tell(self) -> None:
@@ -212,7 +214,7 @@ class _Merging:
                 merged = bool((spans.sizes > 1).any())
                 layer.step = replace(
                     step,
-                    index=step.index[spans.places.to(step.index.device)],
+                    index=step.index[self.places.to(step.index.device)],
                     weights=spans.counts.to(step.index.device) if merged else None,
                 )
 
