@@ -247,9 +247,13 @@ class KVCache(Cache):  # type: ignore[misc]
         sliding = [None if isinstance(layer, KVLayer) else copy.deepcopy(layer) for layer in self.layers]
         yield
         shared.columns, shared.seen, shared.positions, self.since = before
-        for layer in self.engine:
-            layer.drop_last(shared.columns)
+        self._forget(shared.columns)
         self.layers = [kept or layer for kept, layer in zip(sliding, self.layers, strict=True)]
+
+    def _forget(self, columns: int) -> None:
+        counts = [layer.newer(columns) for layer in self.engine]  # of all layers first: all forget, or none
+        for layer, count in zip(self.engine, counts, strict=True):
+            layer.drop_last(columns, count)
 
     # Budget and books.
 
@@ -332,12 +336,9 @@ class KVCache(Cache):  # type: ignore[misc]
         if count > rows.columns:
             raise InputError(f"crop({tokens_to_remove}): the cache has seen {rows.columns} tokens.")
         if count:
-            for layer in self.engine:
-                layer.newer(rows.columns - count)  # so that all can forget, or none has
+            self._forget(rows.columns - count)
             for layer in self.layers:
-                if isinstance(layer, KVLayer):
-                    layer.drop_last(rows.columns - count)
-                elif layer.is_initialized:
+                if not isinstance(layer, KVLayer) and layer.is_initialized:
                     layer.crop(tokens_to_remove)
         rows.columns -= count
         rows.seen = [seen - count for seen in rows.seen]

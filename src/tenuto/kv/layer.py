@@ -243,15 +243,12 @@ class KVLayer(EngineLayer):
             raise AttachError("Tokens to take back share an entry with others. Take back fewer tokens.")
         return lost
 
-    def drop_last(self, columns: int) -> None:
-        """Forget the newest entries of each row, which came after token ``columns``.
-
-        Raises:
-            AttachError: as :meth:`newer`.
-        """
+    def drop_last(self, columns: int, counts: Sequence[int]) -> None:
+        """Forget the newest entries of each row and head, which came after token ``columns``; so many as :meth:`newer`
+        gives."""
         if self.held is None:
             return
-        self.held.store.shorten(self.newer(columns))
+        self.held.store.shorten(counts)
         self.probes = [
             Probes(p.queries[:, (seen := p.index < columns)], p.index[seen]) if len(p.index) else p for p in self.probes
         ]
