@@ -12,7 +12,7 @@ from tenuto.report import units
 from tenuto.report.attention_plots import bits_plots, cost_plots, recall_map
 from tenuto.report.attention_table import attention_columns, attention_rows
 from tenuto.report.axes import marker
-from tenuto.report.facts import Headline, common_facts, differences
+from tenuto.report.facts import Headline, shared_head
 from tenuto.report.values import Rule, count, damaged, mapping, number, problems, text, texts
 
 __all__ = ["attention_part"]
@@ -82,9 +82,7 @@ def attention_part(runs: Sequence[AttentionRun]) -> dict[str, Any]:
         "id": "attention",
         "title": "Attentions",
         "lead": "Small language models trained on the same text, equal but for their attention.",
-        "facts": common_facts(named),
-        "differences": differences(named),
-        "commands": [command for command in dict.fromkeys(run.command for run in runs) if command],
+        **shared_head(named),
         "headlines": _headlines(groups),
         "columns": columns,
         "help": columns,

@@ -16,7 +16,7 @@ from tenuto.eval.storerun import StoreRun
 from tenuto.report import units
 from tenuto.report.table import BASELINE, IDENTICAL, Row
 
-__all__ = ["Difference", "Fact", "Headline", "common_facts", "differences", "headlines"]
+__all__ = ["Difference", "Fact", "Headline", "common_facts", "differences", "headlines", "shared_head"]
 
 Record = Run | KVRun | MoeRun | PromptRun | AttentionRun | StoreRun
 
@@ -82,6 +82,15 @@ def differences(runs: Sequence[tuple[str, Record]]) -> list[Difference]:
     """What the Runs do not share: such rows are comparable only with that in mind."""
     found = {name: values for (_, name), values in _gathered(runs).items() if len(values) > 1}
     return [Difference(name=name, values=list(values.items())) for name, values in found.items()]
+
+
+def shared_head(runs: Sequence[tuple[str, Record]]) -> dict[str, Any]:
+    """What every part's template begins with, of Runs with their names on the page: facts, differences, commands."""
+    return {
+        "facts": common_facts(runs),
+        "differences": differences(runs),
+        "commands": [command for command in dict.fromkeys(run.command for _, run in runs) if command],
+    }
 
 
 def _fastest(timed: Sequence[Run], title: str) -> list[Headline]:

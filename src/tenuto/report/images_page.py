@@ -13,7 +13,7 @@ from markupsafe import Markup
 from tenuto.eval.run import Run
 from tenuto.report.check import check_run
 from tenuto.report.curves import curves, legend
-from tenuto.report.facts import common_facts, differences, headlines
+from tenuto.report.facts import headlines, shared_head
 from tenuto.report.heatmap import decision_map, fraction_map, shares
 from tenuto.report.pictures import Picture, load_picture
 from tenuto.report.table import COLUMNS, Row, table_rows
@@ -62,9 +62,7 @@ def images_part(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
         "id": "images",
         "title": "Image generation",
         "lead": "Each policy against the uncached output of the same model and the same seeds.",
-        "facts": common_facts(named),
-        "differences": differences(named),
-        "commands": [command for command in dict.fromkeys(run.command for run in runs) if command],
+        **shared_head(named),
         "headlines": headlines(rows),
         "columns": COLUMNS,
         "baselines": [row for row in rows if row.baseline],

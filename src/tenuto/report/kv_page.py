@@ -12,7 +12,7 @@ from markupsafe import Markup
 from tenuto.eval.kvrun import KVRun
 from tenuto.report import units
 from tenuto.report.curves import Curves
-from tenuto.report.facts import common_facts, differences
+from tenuto.report.facts import shared_head
 from tenuto.report.kv_check import check_kv_runs
 from tenuto.report.kv_facts import kv_headlines
 from tenuto.report.kv_maps import kept_map, shade
@@ -82,9 +82,7 @@ def kv_part(runs: Sequence[KVRun]) -> dict[str, Any]:
         "id": "kv",
         "title": "Key-value caches",
         "lead": "Each policy at each budget against the full cache of the same model on the same examples.",
-        "facts": common_facts(named),
-        "differences": differences(named),
-        "commands": [command for command in dict.fromkeys(run.command for run in runs) if command],
+        **shared_head(named),
         "headlines": kv_headlines(rows),
         "columns": columns,
         "help": kv_help(columns),

@@ -9,7 +9,7 @@ from typing import Any
 from tenuto.errors import InputError
 from tenuto.eval.moerun import BASELINE, MoeRun
 from tenuto.report import units
-from tenuto.report.facts import Headline, common_facts, differences
+from tenuto.report.facts import Headline, shared_head
 from tenuto.report.moe_table import COLUMNS, moe_rows
 from tenuto.report.values import Rule, count, damaged, mapping, problems, text, texts
 
@@ -110,9 +110,7 @@ def moe_part(runs: Sequence[MoeRun]) -> dict[str, Any]:
         "id": "moe",
         "title": "Sharded key-value caches",
         "lead": "Keys and values on several ranks: placements and selectors against the model's own cache.",
-        "facts": common_facts(named),
-        "differences": differences(named),
-        "commands": [command for command in dict.fromkeys(run.command for run in runs) if command],
+        **shared_head(named),
         "headlines": _headlines(runs),
         "columns": COLUMNS,
         "help": COLUMNS,

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from tenuto.eval.promptrun import PromptRun
 from tenuto.report import units
 from tenuto.report.axes import Frame, across_axis, colour, marker, scale, up_axis, whiskers
-from tenuto.report.facts import Headline, common_facts, differences
+from tenuto.report.facts import Headline, shared_head
 from tenuto.report.prompt_check import check_prompt_runs
 from tenuto.report.prompt_table import COLUMNS, prompt_rows
 from tenuto.report.svg import Attributes, element
@@ -143,9 +143,7 @@ def prompt_part(runs: Sequence[PromptRun]) -> dict[str, Any]:
         "id": "prompts",
         "title": "Shortened prompts",
         "lead": "Each way to read a prompt into fewer entries than tokens against the whole prompt, on the same texts.",
-        "facts": common_facts(named),
-        "differences": differences(named),
-        "commands": [command for command in dict.fromkeys(run.command for run in runs) if command],
+        **shared_head(named),
         "headlines": _headlines(runs),
         "columns": COLUMNS,
         "legend": [(way, marker(number, 8, 8)) for number, way in enumerate(ways)],

@@ -9,7 +9,7 @@ from typing import Any
 from tenuto.errors import InputError
 from tenuto.eval.storerun import StoreRun
 from tenuto.report import units
-from tenuto.report.facts import Headline, common_facts, differences
+from tenuto.report.facts import Headline, shared_head
 from tenuto.report.store_table import COLUMNS, store_rows
 from tenuto.report.values import Rule, count, damaged, mapping, number, problems, text, texts
 
@@ -69,9 +69,7 @@ def store_part(runs: Sequence[StoreRun]) -> dict[str, Any]:
         "id": "store",
         "title": "Stores of prefixes",
         "lead": "A prompt's keys and values loaded from a store, against computing them.",
-        "facts": common_facts(named),
-        "differences": differences(named),
-        "commands": [command for command in dict.fromkeys(run.command for run in runs) if command],
+        **shared_head(named),
         "headlines": _headlines(runs),
         "columns": COLUMNS,
         "help": COLUMNS,
