@@ -72,6 +72,7 @@ class _Branch:
     held: dict[int, int] = field(default_factory=dict)
     shared: Verdict | None = None
     probe: Streams | None = None
+    expected: dict[int, list[list[float]]] | None = None
 
 
 @dataclass(slots=True)
@@ -165,6 +166,7 @@ class FeatureCache:
             branch.probe,
             modulated,
             self.reduce,
+            lambda: self._expected(branch).get(span.index),
         )
         if span.always:
             self._open = _Open(step, Verdict(reuse=False), False)
@@ -175,6 +177,14 @@ class FeatureCache:
         tokens = self._select(branch, step) if skip else None
         self._open = _Open(step, verdict, skip, tokens)
         return skip
+
+    def _expected(self, branch: _Branch) -> dict[int, list[list[float]]]:
+        """What the estimators of all spans have seen of their errors, read from the device once per computed step."""
+        if branch.expected is None:
+            told = {index: self.composition.estimator.expected(state) for index, state in branch.estimators.items()}
+            seen = {index: numbers for index, numbers in told.items() if numbers is not None}
+            branch.expected = dict(zip(seen, torch.stack([*seen.values()]).tolist(), strict=True)) if seen else {}
+        return branch.expected
 
     def _select(self, branch: _Branch, step: Step) -> torch.Tensor | None:
         """The tokens that are computed although the span is estimated."""
@@ -255,7 +265,7 @@ class FeatureCache:
             estimator = self.composition.estimator
             self.telemetry.flops += estimator.flops_observed(branch.estimators[span.index], now.step)
             state = estimator.observe(branch.estimators[span.index], now.step, residual)
-            branch.estimators[span.index] = state
+            branch.estimators[span.index], branch.expected = state, None
             if corrector is not None:
                 known = branch.correctors.get(span.index)
                 branch.correctors[span.index] = corrector.observe(known, now.step, residual)

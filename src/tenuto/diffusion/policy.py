@@ -40,6 +40,7 @@ __all__ = [
     "Streams",
     "WrappingPolicy",
     "alone",
+    "unknown",
 ]
 
 Streams = tuple[torch.Tensor | None, ...]
@@ -67,6 +68,11 @@ def alone(sums: torch.Tensor) -> torch.Tensor:
     return sums
 
 
+def unknown() -> None:
+    """``Step.expected`` of an estimator that has seen no errors."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """What a decision may look at: one span at one denoising step, before anything of it is computed.
@@ -82,6 +88,8 @@ class Step:
         modulated: computes the timestep-modulated input of the span's first attention ``[batch, tokens, channels]``.
         reduce: adds sums over tokens up over the devices that share a sample's tokens (context parallel), so that all
             of them decide alike; on one device it gives back what it is given.
+        expected: what the span's estimator has seen of its own errors (``Estimator.expected``), a list per sample; None
+            if it has not seen any. One read from the device serves all spans of a step.
     """
 
     index: int
@@ -94,6 +102,7 @@ class Step:
     probe: Streams | None
     modulated: Callable[[], torch.Tensor]
     reduce: Callable[[torch.Tensor], torch.Tensor] = alone
+    expected: Callable[[], list[list[float]] | None] = unknown
 
     @property
     def last(self) -> bool:
@@ -151,6 +160,11 @@ class Estimator(ABC):
     @abstractmethod
     def observe(self, state: Any, step: Step, residual: Streams) -> Any:
         """The state after the span's true residual became known."""
+
+    def expected(self, state: Any) -> torch.Tensor | None:
+        """What computed steps have shown of the errors of estimates, ``[batch, numbers]`` for a gate that knows what
+        they mean (``tenuto.diffusion.online``); None if the estimator does not watch itself, or has seen none."""
+        return None
 
     def flops(self, state: Any, step: Step) -> float:
         """Operations of one estimate (multiply and add count as two); element-wise work counts as zero."""
@@ -243,7 +257,7 @@ class FeaturePolicy(ABC):
 
     Class attributes: ``paper``; ``exact`` (the output equals the uncached one), ``sweep`` (texts of this policy from
     mild to strong, for curves and demonstrations); ``search`` (option to its mildest and strongest value, for the
-    tuner; without it the tuner varies what the sweep varies); ``calibrated`` (True if it cannot run without a profile).
+    tuner; without it the tuner varies what the sweep varies); ``calibrated`` (True if a profile can be fitted for it).
     """
 
     __slots__ = ()
@@ -260,6 +274,12 @@ class FeaturePolicy(ABC):
         return self
 
     @property
+    def profile_use(self) -> Literal["no", "may", "must"]:
+        """Whether the policy, with its numbers, runs on a profile. One that "may" runs without where there is none; it
+        has an option ``fit``: "auto" is this, "profile" must, "online" does without."""
+        return "must" if self.calibrated else "no"
+
+    @property
     def budget(self) -> ErrorBudget | None:
         """What the policy promises about the errors of its estimates, None if nothing; shadow mode checks it."""
         return None
@@ -269,7 +289,7 @@ class FeaturePolicy(ABC):
         """The policy's scope, gate, estimator and corrector.
 
         Raises:
-            CalibrationError: the policy is ``calibrated`` and ``profile`` is None or lacks what it needs.
+            CalibrationError: the policy must have a profile and it is None, or it lacks what is needed.
         """
 
     def recorder(self) -> Recorder:

@@ -94,6 +94,9 @@ class OffsetCorrection(Estimator):
         innovation = tuple(None if r is None or e is None else r - e for r, e in zip(residual, estimate, strict=True))
         return replace(known, gap=step.index - state.index, change=image - state.hidden, innovation=innovation)
 
+    def expected(self, state: _Known | None) -> torch.Tensor | None:
+        return None if state is None else self.inner.expected(state.inner)
+
     def flops(self, state: _Known, step: Step) -> float:
         return self.inner.flops(state.inner, step)
 
