@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from tenuto.attention import MKA
-from tenuto.attention.mka import MKAHeads
+from tenuto.attention.policies.mka import MKAHeads
 from tenuto.errors import ModelError
 from tenuto.eval.attentiontable import markdown
 from tenuto.eval.bits import bits_per_byte, held_windows

@@ -29,9 +29,9 @@ from tenuto.eval.tasks.likelihood import text_of
 from tenuto.eval.tokens import prepare
 from tenuto.eval.training import read_log
 from tenuto.kv.models import find_layout
-from tenuto.kv.placements import Affinity, Expert, KeyCluster, RoundRobin, Router, Summary, calibrate_affinity, shard
-from tenuto.kv.placements.routes import Routes
-from tenuto.kv.placements.selector import Asked, Selector
+from tenuto.shards import Affinity, Expert, KeyCluster, RoundRobin, Router, Summary, calibrate_affinity, shard
+from tenuto.shards.routes import Routes
+from tenuto.shards.selector import Asked, Selector
 
 EXPERTS, FITTED = 16, 512
 

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from tenuto.eval.language import load_language
 from tenuto.eval.sharding import as_mixture
 from tenuto.eval.tasks.likelihood import text_of
-from tenuto.kv.placements import Expert, RoundRobin, open_mesh, shard
+from tenuto.shards import Expert, RoundRobin, open_mesh, shard
 
 LENGTHS = (96, 61, 33, 7)
 

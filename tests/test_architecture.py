@@ -21,7 +21,11 @@ SCRIPTS = sorted(
     for folder in ("tests", "scripts", "models", "benchmarks", "examples")
     for path in (ROOT / folder).rglob("*.py")
 )
-POLICIES = [path for path in SOURCES if path.parent.name == "policies" and path.stem != "__init__"]
+POLICIES = [
+    path
+    for path in SOURCES
+    if path.parent.name == "policies" and path.stem != "__init__" and path.parts[-3] in ("diffusion", "kv")
+]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

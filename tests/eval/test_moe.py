@@ -9,7 +9,7 @@ import torch
 
 from tenuto.errors import ModelError
 from tenuto.eval.moe import PartitionedMLP, partition, split_neurons
-from tenuto.kv.placements import Expert, shard
+from tenuto.shards import Expert, shard
 from tenuto.testing.kv import TinyLM, tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")

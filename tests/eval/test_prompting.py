@@ -20,8 +20,8 @@ from tenuto.eval.tasks.redundant import KINDS, compose
 from tenuto.kv.attach import attach
 from tenuto.kv.policies.snapkv import SnapKV
 from tenuto.kv.policy import KVPolicy
+from tenuto.prompt.policies.semtoken import SemToken
 from tenuto.prompt.read import read
-from tenuto.prompt.semtoken import SemToken
 from tenuto.testing.kv import TinyLM
 
 CONTEXT = 3000

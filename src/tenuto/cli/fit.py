@@ -99,7 +99,7 @@ def calibrate_moe(model: str, experts: int, top_k: int, tokens: int, device: str
     from tenuto.eval.language import load_language
     from tenuto.eval.sharding import FITTED_SEED, as_mixture
     from tenuto.eval.tasks.likelihood import text_of
-    from tenuto.kv.placements import calibrate_affinity
+    from tenuto.shards import calibrate_affinity
 
     check_file(out, ".safetensors")
     language = load_language(model, device)

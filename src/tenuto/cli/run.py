@@ -94,8 +94,8 @@ def _talk(
     from tenuto import catalog
     from tenuto.budget import MemoryBudget
     from tenuto.eval.chat import conversation, read_prompt
-    from tenuto.kv.reuse.prefix import PrefixStore
-    from tenuto.prompt.semtoken import SemToken
+    from tenuto.prompt.policies.semtoken import SemToken
+    from tenuto.reuse.prefix import PrefixStore
 
     if (policy is None) != (budget is None):
         lacking = "--budget, for example keep=0.25" if budget is None else "--policy, for example snapkv"

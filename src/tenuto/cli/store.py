@@ -149,7 +149,7 @@ def warm(address: str, texts: tuple[Path, ...], model: str, chat: bool, page: in
     from tenuto.eval.chat import read_prompt
     from tenuto.eval.language import load_language
     from tenuto.eval.warming import warm as read
-    from tenuto.kv.reuse.prefix import PrefixStore
+    from tenuto.reuse.prefix import PrefixStore
 
     prompts = [read_prompt(path) for path in texts]
     language = load_language(model, device)

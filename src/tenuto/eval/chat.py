@@ -15,9 +15,9 @@ from tenuto.eval.language import LanguageModel, check_length, load_language
 from tenuto.eval.reading import Entry, attached, new_cache, plain_bytes, whole
 from tenuto.kv.attach import AttachedRun
 from tenuto.kv.policy import KVMethod
-from tenuto.kv.reuse.prefix import PrefixStore
-from tenuto.prompt.method import PromptMethod
+from tenuto.prompt.policy import PromptMethod
 from tenuto.prompt.read import read
+from tenuto.reuse.prefix import PrefixStore
 
 __all__ = ["Chat", "conversation", "read_prompt"]
 

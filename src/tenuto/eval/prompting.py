@@ -33,12 +33,12 @@ from tenuto.eval.tasks.texts import TEXT_TASKS
 from tenuto.kv.attach import AttachedRun, attach
 from tenuto.kv.policies.snapkv import SnapKV
 from tenuto.kv.policy import KVMethod, KVPolicy
-from tenuto.prompt.baselines.chance import RandomSpans
-from tenuto.prompt.baselines.drop import DropNorm, DropSurprise
-from tenuto.prompt.baselines.fixed import FixedGroups
-from tenuto.prompt.method import PromptMethod
+from tenuto.prompt.policies.chance import RandomSpans
+from tenuto.prompt.policies.drop import DropNorm, DropSurprise
+from tenuto.prompt.policies.fixed import FixedGroups
+from tenuto.prompt.policies.semtoken import SemToken
+from tenuto.prompt.policy import PromptMethod
 from tenuto.prompt.read import Prompt, read
-from tenuto.prompt.semtoken import SemToken
 
 __all__ = [
     "ASKED",

@@ -18,7 +18,7 @@ from tenuto.eval.language import LanguageModel
 from tenuto.eval.speed import synchronise
 from tenuto.kv.attach import AttachedRun, attach
 from tenuto.kv.policy import KVMethod, KVPolicy
-from tenuto.kv.reuse.prefix import PrefixStore
+from tenuto.reuse.prefix import PrefixStore
 
 __all__ = ["Entry", "Held", "Reading", "attached", "new_cache", "plain_bytes", "reading", "whole"]
 

@@ -185,7 +185,7 @@ def rank_main(job: ShardingJob) -> list[MoeRun]:
     from tenuto.eval.language import load_language
     from tenuto.eval.tasks.likelihood import text_of
     from tenuto.kv.models import find_layout
-    from tenuto.kv.placements import Schedule, open_mesh, shard
+    from tenuto.shards import Schedule, open_mesh, shard
 
     mesh = open_mesh(job.ranks) if job.ranks > 1 else None
     language = load_language(job.model)
@@ -233,14 +233,14 @@ def rank_main(job: ShardingJob) -> list[MoeRun]:
 
 
 def _placement(name: str, page: int) -> Any:
-    from tenuto.kv.placements import Blocks, Expert, KeyCluster, RoundRobin
+    from tenuto.shards import Blocks, Expert, KeyCluster, RoundRobin
 
     return dict(zip(PLACEMENTS, (Blocks, Expert, KeyCluster, RoundRobin), strict=True))[name](page=page)
 
 
 def _selectors(job: ShardingJob) -> dict[str, Any]:
     from tenuto.calibration import Profile
-    from tenuto.kv.placements import Affinity, Router, Summary
+    from tenuto.shards import Affinity, Router, Summary
 
     few: dict[str, Any] = {"keep": job.keep, "window": job.window}
     made: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from tenuto.eval.speed import synchronise
 from tenuto.eval.storerun import StoreRun
 from tenuto.eval.tasks.likelihood import CONTINUED, text_of
 from tenuto.kv.attach import AttachedRun
-from tenuto.kv.reuse.prefix import PrefixStore
+from tenuto.reuse.prefix import PrefixStore
 
 __all__ = ["measure"]
 

@@ -10,7 +10,7 @@ from tenuto.budget import MemoryBudget
 from tenuto.eval.language import LanguageModel, check_length
 from tenuto.kv.attach import attach
 from tenuto.kv.policy import KVPolicy
-from tenuto.kv.reuse.prefix import PrefixStore
+from tenuto.reuse.prefix import PrefixStore
 
 __all__ = ["warm"]
 
