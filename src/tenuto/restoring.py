@@ -32,7 +32,7 @@ class _Layer:
 
 
 class _Layers:
-    """The layers of one owner by attribute, lowest first; stands as ``__getstate__`` in the owner while there are any."""
+    """The layers of one owner by attribute, lowest first; stands as its ``__getstate__`` while there are any."""
 
     def __init__(self, owner: Any) -> None:
         self.owner = weakref.ref(owner)
@@ -41,7 +41,8 @@ class _Layers:
     def __call__(self) -> Any:
         """The owner's state as it would be without us."""
         owner = self.owner()
-        state = type(owner).__getstate__(owner)  # type: ignore[union-attr]
+        own: Any = type(owner).__getstate__
+        state = own(owner)
         if isinstance(state, dict):
             return self._plain(state)
         if isinstance(state, tuple) and state and isinstance(state[0], dict):  # an owner with slots besides
