@@ -15,9 +15,9 @@ import time
 import torch
 import torch.distributed as dist
 
-from tenuto.kv.placements import open_mesh
-from tenuto.kv.placements.merge import Part, merge, pack, part, unpack
-from tenuto.kv.placements.mesh import Replicated
+from tenuto.shards import open_mesh
+from tenuto.shards.merge import Part, merge, pack, part, unpack
+from tenuto.shards.mesh import Replicated
 
 
 def exchanged(

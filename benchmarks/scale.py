@@ -24,10 +24,10 @@ from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, PixArtTrans
 
 import tenuto
 from tenuto.calibration import Profile, fingerprint
+from tenuto.diffusion.gate import RATES
 from tenuto.diffusion.ladder import packed
 from tenuto.diffusion.models import find_denoisers
 from tenuto.diffusion.policy import FeaturePolicy
-from tenuto.gate import RATES
 
 EVERY = 5
 

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
         StoreError,
         TenutoError,
     )
-    from tenuto.eval.run import Run
     from tenuto.kv.offload.settings import Prefetch
     from tenuto.kv.policies.adakv import AdaKV
     from tenuto.kv.policies.cake import Cake
@@ -57,29 +56,30 @@ if TYPE_CHECKING:
     from tenuto.kv.policies.think import ThinK
     from tenuto.kv.policies.zipcache import ZipCache
     from tenuto.kv.policy import KVPolicy
-    from tenuto.kv.reuse.cacheblend import CacheBlend
-    from tenuto.kv.reuse.cachecraft import CacheCraft
-    from tenuto.kv.reuse.chunks import ChunkStore
-    from tenuto.kv.reuse.concatenate import Concatenate
-    from tenuto.kv.reuse.full import FullRecompute
-    from tenuto.kv.reuse.prefix import PrefixStore
+    from tenuto.records.diffusion import Run
+    from tenuto.reuse.chunks import ChunkStore
+    from tenuto.reuse.policies.cacheblend import CacheBlend
+    from tenuto.reuse.policies.cachecraft import CacheCraft
+    from tenuto.reuse.policies.concatenate import Concatenate
+    from tenuto.reuse.policies.full import FullRecompute
+    from tenuto.reuse.prefix import PrefixStore
 
 _HOMES = {
     "AdaCorrection": "tenuto.diffusion.policies.adacorrection",
     "AdaKV": "tenuto.kv.policies.adakv",
     "AttachError": "tenuto.errors",
-    "CacheBlend": "tenuto.kv.reuse.cacheblend",
-    "CacheCraft": "tenuto.kv.reuse.cachecraft",
+    "CacheBlend": "tenuto.reuse.policies.cacheblend",
+    "CacheCraft": "tenuto.reuse.policies.cachecraft",
     "Cake": "tenuto.kv.policies.cake",
     "CalibrationError": "tenuto.errors",
-    "ChunkStore": "tenuto.kv.reuse.chunks",
-    "Concatenate": "tenuto.kv.reuse.concatenate",
+    "ChunkStore": "tenuto.reuse.chunks",
+    "Concatenate": "tenuto.reuse.policies.concatenate",
     "ErrorBudget": "tenuto.budget",
     "EveryN": "tenuto.diffusion.policies.every_n",
     "ExpectedAttention": "tenuto.kv.policies.expected_attention",
     "FastCache": "tenuto.diffusion.policies.fastcache",
     "FirstBlock": "tenuto.diffusion.policies.first_block",
-    "FullRecompute": "tenuto.kv.reuse.full",
+    "FullRecompute": "tenuto.reuse.policies.full",
     "H2O": "tenuto.kv.policies.h2o",
     "IceCache": "tenuto.kv.policies.icecache",
     "InputError": "tenuto.errors",
@@ -94,12 +94,12 @@ _HOMES = {
     "ModelError": "tenuto.errors",
     "PolicyError": "tenuto.errors",
     "Prefetch": "tenuto.kv.offload.settings",
-    "PrefixStore": "tenuto.kv.reuse.prefix",
+    "PrefixStore": "tenuto.reuse.prefix",
     "Profile": "tenuto.calibration",
     "PyramidKV": "tenuto.kv.policies.pyramidkv",
     "Quest": "tenuto.kv.policies.quest",
     "RazorAttention": "tenuto.kv.policies.razor_attention",
-    "Run": "tenuto.eval.run",
+    "Run": "tenuto.records.diffusion",
     "Scissorhands": "tenuto.kv.policies.scissorhands",
     "ShadowKV": "tenuto.kv.policies.shadowkv",
     "SnapKV": "tenuto.kv.policies.snapkv",

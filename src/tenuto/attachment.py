@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tenuto.kv import attach as kv_attach
     from tenuto.kv.offload.settings import Prefetch
     from tenuto.kv.policy import KVMethod, KVPolicy
-    from tenuto.kv.reuse.prefix import PrefixStore
+    from tenuto.reuse.prefix import PrefixStore
     from tenuto.tiers.tier import Tier
 
 __all__ = ["attach"]

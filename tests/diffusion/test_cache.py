@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tenuto.diffusion.cache import FeatureCache, tensor_bytes
+from tenuto.diffusion.gate import Verdict
 from tenuto.diffusion.policies.every_n import Interval, StoredResidual, WholeStack
 from tenuto.diffusion.policies.first_block import AllButFirst, ProbeChange
 from tenuto.diffusion.policy import Composition, Scope, Span, Step, StepGate
-from tenuto.gate import Verdict
 from tenuto.telemetry import Telemetry
 
 RESIDUAL = 2 * 3 * 4 * 4  # bytes of one stream [2, 3, 4] in single precision

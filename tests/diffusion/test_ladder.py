@@ -10,9 +10,9 @@ from stepping import full, make_step
 
 from tenuto.diffusion.ladder import RUNGS, Cell, Ladder, Weights, packed, rung_of, solve, unpacked
 from tenuto.diffusion.policy import Streams
+from tenuto.diffusion.ridge import Gram
 from tenuto.diffusion.trajectory import Past, Schedule, features, follow
 from tenuto.errors import CalibrationError
-from tenuto.ridge import Gram
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH, RANK, BINS, GAPS = 4, 2, 5, 3

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tenuto.kv.attend import attend
+from tenuto.kv.entries import Encoded, Held, Store
 from tenuto.kv.policies.kivi import Groups
 from tenuto.kv.policy import Entries
 from tenuto.kv.reference import reference
-from tenuto.kv.store import Encoded, Held, Store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HEADS, GROUP, WIDTH = 2, 3, 16

@@ -13,8 +13,8 @@ from tenuto.errors import InputError, PolicyError
 from tenuto.kv.attach import attach
 from tenuto.kv.policy import KVPolicy
 from tenuto.prompt.encoder import encode, wordllama
+from tenuto.prompt.policies.semtoken import SemToken
 from tenuto.prompt.read import read
-from tenuto.prompt.semtoken import SemToken
 from tenuto.testing.kv import TinyLM, tokens
 
 

@@ -20,12 +20,12 @@ from tenuto.kv.policies.kvzip import KVzip
 from tenuto.kv.policies.quest import Quest
 from tenuto.kv.policies.snapkv import SnapKV
 from tenuto.kv.policy import KVPolicy
-from tenuto.prompt.baselines.chance import RandomSpans
-from tenuto.prompt.baselines.drop import DropNorm, DropSurprise
-from tenuto.prompt.baselines.fixed import FixedGroups
-from tenuto.prompt.method import PromptMethod
+from tenuto.prompt.policies.chance import RandomSpans
+from tenuto.prompt.policies.drop import DropNorm, DropSurprise
+from tenuto.prompt.policies.fixed import FixedGroups
+from tenuto.prompt.policies.semtoken import SemToken
+from tenuto.prompt.policy import PromptMethod
 from tenuto.prompt.read import Prompt, read
-from tenuto.prompt.semtoken import SemToken
 from tenuto.prompt.spans import Spans
 from tenuto.testing.kv import TinyLM, follow, tokens
 

@@ -2,12 +2,12 @@
 
 from tenuto.attention.attach import added, attention_of, load, retrofit, watch
 from tenuto.attention.cache import held
-from tenuto.attention.fastmka import FastMKA
-from tenuto.attention.mka import MKA, keep_far
 from tenuto.attention.named import attentions, parse
-from tenuto.attention.pi import PiAttention
-from tenuto.attention.short_conv import ShortConv
-from tenuto.attention.window import Window
+from tenuto.attention.policies.fastmka import FastMKA
+from tenuto.attention.policies.mka import MKA, keep_far
+from tenuto.attention.policies.pi import PiAttention
+from tenuto.attention.policies.short_conv import ShortConv
+from tenuto.attention.policies.window import Window
 
 __all__ = [
     "MKA",

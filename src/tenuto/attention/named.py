@@ -1,4 +1,4 @@
-"""Finds attentions by name: the files of this folder that define one, and the entry points ``tenuto.attention``."""
+"""Finds attentions by name: the files in ``policies/``, and the entry points ``tenuto.attention``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pkgutil
 from functools import cache
 from importlib.metadata import entry_points
 
+import tenuto.attention.policies
 from tenuto.attention.policy import Attention
 from tenuto.errors import PolicyError, closest
 
@@ -21,12 +22,11 @@ def attentions() -> dict[str, type[Attention]]:
     Raises:
         PolicyError: two share a name, or an entry point gives something else or cannot be loaded.
     """
-    here = __name__.rpartition(".")[0]
     found = list[type[Attention]]()
-    for info in pkgutil.iter_modules(importlib.import_module(here).__path__):
-        module = importlib.import_module(f"{here}.{info.name}")
+    for info in pkgutil.iter_modules(tenuto.attention.policies.__path__):
+        module = importlib.import_module(f"{tenuto.attention.policies.__name__}.{info.name}")
         found += [cls for cls in vars(module).values() if _is_one(cls) and cls.__module__ == module.__name__]
-    for point in entry_points(group=here):
+    for point in entry_points(group="tenuto.attention"):
         try:
             cls = point.load()
         except (ImportError, AttributeError) as error:

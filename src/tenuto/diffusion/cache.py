@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from tenuto.diffusion.gate import Verdict
 from tenuto.diffusion.policy import Composition, Recorder, Span, Step, Streams, alone
 from tenuto.diffusion.trajectory import change_of
-from tenuto.gate import Verdict
 from tenuto.telemetry import Decision, Event, Telemetry
 
 __all__ = ["FeatureCache", "tensor_bytes"]

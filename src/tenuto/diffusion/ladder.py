@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 from tenuto.diffusion.policy import Estimator, Step, Streams
+from tenuto.diffusion.ridge import Gram
 from tenuto.diffusion.trajectory import Past, Schedule, follow
 from tenuto.errors import CalibrationError
-from tenuto.ridge import Gram
 
 __all__ = ["RUNGS", "Cell", "Ladder", "Weights", "flops_per_token", "packed", "rung_of", "solve", "unpacked"]
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 
 from tenuto.budget import ErrorBudget
+from tenuto.diffusion.gate import Verdict
 from tenuto.errors import PolicyError
-from tenuto.gate import Verdict
 from tenuto.paper import Paper
 
 if TYPE_CHECKING:

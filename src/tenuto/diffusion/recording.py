@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tenuto.diffusion.gate import Verdict
 from tenuto.diffusion.policy import Composition, Estimator, FeaturePolicy, Recorder, Step, StepGate, Streams
-from tenuto.gate import Verdict
 
 if TYPE_CHECKING:
     from tenuto.calibration import Profile

@@ -18,12 +18,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from tenuto.diffusion.gate import fit_gate, fit_levels
 from tenuto.diffusion.ladder import RUNGS, Cell, Ladder, Weights, flops_per_token, packed, rung_of, solve
 from tenuto.diffusion.policy import FeaturePolicy, Recorder, Scope, Span, Step, Streams
+from tenuto.diffusion.ridge import Gram
 from tenuto.diffusion.trajectory import Past, Schedule, Trace, change_of, features, pairs
 from tenuto.errors import CalibrationError
-from tenuto.gate import fit_gate, fit_levels
-from tenuto.ridge import Gram
 
 __all__ = ["LadderRecorder", "Sample", "error_ratios", "samples"]
 
@@ -245,8 +245,8 @@ class LadderRecorder(Recorder):
         return found
 
     def _gates(self, estimator: Ladder) -> dict[str, Any]:
-        """``(scale, dof, worst)`` per span, step and gap, and the cross-fitted levels (see ``tenuto.gate``): of cached
-        runs where there were rehearsals, else of uncached ones."""
+        """``(scale, dof, worst)`` per span, step and gap, and the cross-fitted levels
+        (:mod:`tenuto.diffusion.gate`): of cached runs where there were rehearsals, else of uncached ones."""
         found, judged = [], []
         for half in (0, 1):
             open_loop = chain.from_iterable(held() for held in self.held_open[half::2])

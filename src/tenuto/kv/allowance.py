@@ -8,11 +8,11 @@ import torch
 
 from tenuto.budget import MemoryBudget
 from tenuto.errors import InputError
+from tenuto.kv.entries import ROOM
 from tenuto.kv.layer import KVLayer
 from tenuto.kv.models import Layout
 from tenuto.kv.policy import KVPolicy
 from tenuto.kv.step import Sequences
-from tenuto.kv.store import ROOM
 
 __all__ = ["allowance", "kv_heads", "spare"]
 

@@ -1,5 +1,5 @@
 """``attach``: put a KV policy on a transformers model, and take it off again. It changes the ``nn.Module``, as no other
-file does but :mod:`tenuto.kv.reuse.partial`; :mod:`tenuto.kv.offload.prefetch` looks at the inputs of layers.
+file does but :mod:`tenuto.reuse.partial`; :mod:`tenuto.kv.offload.prefetch` looks at the inputs of layers.
 
     with attach(model, AdaKV(), budget=MemoryBudget.keep(0.5)) as run:
         model.generate(**inputs, max_new_tokens=100)
@@ -37,9 +37,8 @@ from tenuto.kv.models import Layout
 from tenuto.kv.offload.prefetch import watch
 from tenuto.kv.offload.settings import Prefetch
 from tenuto.kv.policy import Every, KVMethod, KVPolicy
-from tenuto.kv.reuse.prefix import PrefixStore
-from tenuto.kv.reuse.restore import Prefixes
 from tenuto.kv.run import AttachedRun, current
+from tenuto.kv.stores import Store
 from tenuto.restoring import attend_by, put_until
 from tenuto.tiers.host import HostTier
 from tenuto.tiers.tier import Tier
@@ -201,7 +200,7 @@ def attach(
     *,
     budget: MemoryBudget,
     every: int | None = None,
-    store: PrefixStore | None = None,
+    store: Store | None = None,
     tier: Tier | None = None,
     prefetch: Prefetch | None = None,
 ) -> Iterator[AttachedRun]:
@@ -213,8 +212,9 @@ def attach(
         budget: what a cache may hold, for example ``MemoryBudget.keep(0.5)``.
         every: compress while decoding too, every so many tokens, so that the budget is never passed; by default as
             the policy says, which for most methods is at the end of every prefill only.
-        store: where prompts that were read before are found, and new ones are kept; ``generate`` asks it. It stays
-            open. What a policy throws away in this request is in the store all the same: prompts are kept whole.
+        store: a ``PrefixStore``, where prompts that were read before are found, and new ones are kept; ``generate``
+            asks it. It stays open. What a policy throws away in this request is in the store all the same: prompts
+            are kept whole.
         tier: where old entries go under a policy with an index, by default the memory of this process. The budget is
             then for what stays in the model's memory, and holds while decoding too.
         prefetch: fetch pages before they are asked for; by default they are fetched when they are.
@@ -229,7 +229,7 @@ def attach(
     blocks = blocks if every is None else replace(blocks, trigger=Every(every))
     run = AttachedRun(model, policy, blocks, budget, _tier_of(blocks, tier, prefetch), prefetch)
     _check(blocks, budget, run.layout)
-    run.prefixes = Prefixes(store, model, run.layout, blocks) if store is not None else None
+    run.prefixes = store.of(model, run.layout, blocks) if store is not None else None
     with ExitStack() as stack:
         take_over(stack, run)
         if prefetch is not None:

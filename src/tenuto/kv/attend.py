@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from tenuto.kv.blocks import Codec
-from tenuto.kv.store import Held, Store
+from tenuto.kv.entries import Held, Store
+from tenuto.kv.parts import Codec
 from tenuto.kv.view import Code, Entries
 
 __all__ = ["Observer", "attend"]

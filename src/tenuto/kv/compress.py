@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from tenuto.errors import PolicyError
+from tenuto.kv.entries import Encoded, Held, Store
 from tenuto.kv.policy import Code, Codec, Entries, KVPolicy, Scored, View
 from tenuto.kv.rope import Rope
-from tenuto.kv.store import Encoded, Held, Store
 
 __all__ = ["Probes", "Site", "commit", "look", "plan", "scored", "settle", "turn"]
 

@@ -12,10 +12,10 @@ from tenuto.errors import AttachError
 from tenuto.kv.attend import attend
 from tenuto.kv.compress import Probes, Site, commit, look, plan, scored, settle, turn
 from tenuto.kv.engine import EngineLayer
+from tenuto.kv.entries import Held, Store
 from tenuto.kv.offload.paged import Paged
 from tenuto.kv.policy import ALL, Entries, KVPolicy, Scored
 from tenuto.kv.step import Sequences, Step
-from tenuto.kv.store import Held, Store
 
 __all__ = ["KVLayer"]
 

@@ -16,9 +16,9 @@ from transformers.cache_utils import DynamicSlidingWindowLayer, get_layer_types_
 
 from tenuto.errors import AttachError
 from tenuto.kv.compress import Site
+from tenuto.kv.entries import ROOM
 from tenuto.kv.policy import KVPolicy
 from tenuto.kv.rope import Rope
-from tenuto.kv.store import ROOM
 
 __all__ = ["LayerSpec", "Layout", "find_layout"]
 

@@ -1,6 +1,6 @@
 """The contract of the KV family: which entries a cache keeps, and in which form.
 
-A :class:`KVPolicy` is one choice per block of :mod:`tenuto.kv.blocks`; a published method is a :class:`KVMethod`, a
+A :class:`KVPolicy` is one choice per block of :mod:`tenuto.kv.parts`; a published method is a :class:`KVMethod`, a
 frozen dataclass of numbers that composes one. The engine (:mod:`tenuto.kv.cache`) calls the blocks in one order:
 trigger, score, allocate, select, reduce, encode; every layer and head of every batch row is decided by itself, from a
 :class:`View` of that layer and row. A method's file imports all it needs from here.
@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from tenuto.errors import PolicyError
-from tenuto.kv.blocks import ALL, Allocator, Codec, Positioner, Reducer, Scorer, Selector, Trigger
 from tenuto.kv.index import Index, shared
+from tenuto.kv.parts import ALL, Allocator, Codec, Positioner, Reducer, Scorer, Selector, Trigger
 from tenuto.kv.trivial import Drop, Every, Original, PrefillEnd, Recency, TopK, Uniform
 from tenuto.kv.view import Code, Entries, Scored, View
 from tenuto.paper import Paper

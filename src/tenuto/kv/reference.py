@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tenuto.kv.store import Held
+from tenuto.kv.entries import Held
 
 __all__ = ["reference"]
 

@@ -20,11 +20,8 @@ from tenuto.kv.offload.pool import Pool
 from tenuto.kv.offload.settings import Prefetch
 from tenuto.kv.offload.summary import summary
 from tenuto.kv.policy import KVMethod, KVPolicy
-from tenuto.kv.reuse.assembler import Assembler
-from tenuto.kv.reuse.chunks import ChunkStore
-from tenuto.kv.reuse.join import join
-from tenuto.kv.reuse.restore import Prefixes
 from tenuto.kv.saved import load, save
+from tenuto.kv.stores import Joiner, Prefixes
 from tenuto.tiers.tier import Tier
 
 __all__ = ["AttachedRun", "current"]
@@ -110,9 +107,9 @@ class AttachedRun:
         """
         if self.prefixes is None:
             raise AttachError("There is no store to look in: attach(model, policy, budget=..., store=...).")
-        return self.prefixes.shelf().match(ids[0].tolist())
+        return self.prefixes.stored(ids)
 
-    def join(self, chunks: Sequence[torch.Tensor], assembler: Assembler, *, store: ChunkStore | None = None) -> KVCache:
+    def join(self, chunks: Sequence[torch.Tensor], assembler: Joiner, *, store: Any = None) -> KVCache:
         """A cache of chunks one after the other, to be given as ``past_key_values`` with all their ids and a question.
 
         It is compressed when the question has been read. An attached prefix store keeps nothing of it.
@@ -120,7 +117,8 @@ class AttachedRun:
         Args:
             chunks: token ids ``[1, tokens]`` each; the first begins the sequence, with what must stand there.
             assembler: how their caches are joined, for example ``CacheBlend(recompute=0.15)``.
-            store: where caches of chunks are found, and put if they are not there; without, all are computed.
+            store: a ``ChunkStore``, where caches of chunks are found, and put if they are not there; None: all are
+                computed.
 
         Raises:
             AttachError: the model has layers that slide, keys that cannot be turned, or the policy's scorer adds up
@@ -135,7 +133,7 @@ class AttachedRun:
             )
         self.last = cache = self.cache()
         cache.keeper = None  # what is joined is not what the model would have computed
-        join(cache, chunks, assembler, store)
+        assembler.join(cache, chunks, store)
         return cache
 
     @property

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from tenuto.errors import InputError
 from tenuto.kv.cache import KVCache
 from tenuto.kv.compress import Probes
+from tenuto.kv.entries import Encoded, Held, Store
 from tenuto.kv.layer import KVLayer
-from tenuto.kv.store import Encoded, Held, Store
 from tenuto.kv.view import Entries
 
 __all__ = ["load", "save"]

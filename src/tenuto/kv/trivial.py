@@ -1,4 +1,4 @@
-"""The trivial answer to each question of :mod:`tenuto.kv.blocks`: what a policy does where it chooses nothing."""
+"""The trivial answer to each question of :mod:`tenuto.kv.parts`: what a policy does where it chooses nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from tenuto.errors import PolicyError
-from tenuto.kv.blocks import Allocator, Positioner, Reducer, Scorer, Selector, Trigger
+from tenuto.kv.parts import Allocator, Positioner, Reducer, Scorer, Selector, Trigger
 from tenuto.kv.view import Entries, Scored, View
 
 __all__ = ["Drop", "Every", "Original", "PrefillEnd", "Recency", "TopK", "Uniform"]

@@ -25,7 +25,7 @@ from tenuto.errors import AttachError, InputError
 from tenuto.kv.attach import AttachedRun
 from tenuto.kv.cache import KVCache
 from tenuto.prompt.encoder import Encoder, encode
-from tenuto.prompt.method import Look, PromptMethod
+from tenuto.prompt.policy import Look, PromptMethod
 from tenuto.prompt.protect import marks
 from tenuto.prompt.spans import Spans
 

@@ -12,12 +12,12 @@ from stepping import decisions, full, make_step
 import tenuto
 from tenuto.budget import ErrorBudget
 from tenuto.calibration import Profile
+from tenuto.diffusion.gate import Gate
 from tenuto.diffusion.policies.fastcache import BudgetGate, Chunks, PublishedGate, false_reuse_rates
 from tenuto.diffusion.policy import Span, Streams
 from tenuto.diffusion.refit import samples
 from tenuto.diffusion.trajectory import Schedule
 from tenuto.errors import CalibrationError, PolicyError
-from tenuto.gate import Gate
 from tenuto.testing import TinyDiT, denoise, profile_for
 from tenuto.testing.diffusion import law_errors_within_budget
 

@@ -8,7 +8,7 @@ import torch
 from tenuto.budget import MemoryBudget
 from tenuto.errors import PolicyError
 from tenuto.kv.attach import attach
-from tenuto.kv.blocks import Codec
+from tenuto.kv.parts import Codec
 from tenuto.kv.policies.kivi import Groups, Kivi, pack, unpack
 from tenuto.testing.kv import TinyLM, follow, tokens
 

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from tenuto.diffusion.gate import Verdict
 from tenuto.diffusion.policy import Composition, Estimator, FeaturePolicy, Paper, Scope, Span, Step, StepGate, Streams
 from tenuto.errors import PolicyError
-from tenuto.gate import Verdict
 
 if TYPE_CHECKING:
     from tenuto.calibration import Profile

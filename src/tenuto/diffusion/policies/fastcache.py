@@ -3,9 +3,9 @@
 A span's residual is estimated by a linear map of what is known before computing it: the change of the span's input
 since the last computed step, the slope of the residual between the last two computed steps, and that residual itself
 (``tenuto.diffusion.ladder``). The maps are fitted once per model in closed form, first on uncached and then on cached
-generations, one per span, schedule bin and number of steps since the last computed one. The gate (``tenuto.gate``)
-tests, at false-reuse rate ``alpha``, whether the map's error will stay within what is left of an error budget that
-every estimate spends from and every computed step renews.
+generations, one per span, schedule bin and number of steps since the last computed one. The gate
+(``tenuto.diffusion.gate``) tests, at false-reuse rate ``alpha``, whether the map's error will stay within what is left
+of an error budget that every estimate spends from and every computed step renews.
 
 Null hypothesis of the test: the estimate's error exceeds what is left. Statistic: the squared relative change of the
 span's input since the last computed step. Degrees of freedom: effective ones, by moment matching.
@@ -34,6 +34,7 @@ import torch
 from scipy.stats import chi2
 
 from tenuto.budget import ErrorBudget
+from tenuto.diffusion.gate import Gate, Verdict, level_for
 from tenuto.diffusion.ladder import RUNGS, Ladder, unpacked
 from tenuto.diffusion.policies.every_n import WholeStack
 from tenuto.diffusion.policy import Composition, FeaturePolicy, Paper, Recorder, Scope, Span, Step, StepGate
@@ -41,7 +42,6 @@ from tenuto.diffusion.refit import LadderRecorder, Sample, error_ratios
 from tenuto.diffusion.saliency import MergedTokens, MotionTokens
 from tenuto.diffusion.trajectory import Schedule, change_of
 from tenuto.errors import CalibrationError, PolicyError, closest
-from tenuto.gate import Gate, Verdict, level_for
 
 if TYPE_CHECKING:
     from tenuto.calibration import Profile
@@ -89,8 +89,8 @@ class BudgetGate(StepGate):
     Every estimate is charged its bound. Besides, the largest error that calibration has seen, and ``MARGIN`` of it
     more, must fit into ``rtol``, so that hardly any estimate is ever off by more, and into what is left of ``total``,
     which it is charged to. ``table[span][step][gap - 1]`` is
-    ``(scale, dof, worst)``: of the test (see ``tenuto.gate``), and the largest ratio of squared error to squared
-    change.
+    ``(scale, dof, worst)``: of the test (``tenuto.diffusion.gate``), and the largest ratio of squared error to
+    squared change.
     """
 
     alpha: float

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from tenuto.diffusion.gate import Verdict
 from tenuto.diffusion.policies.every_n import StoredResidual
 from tenuto.diffusion.policy import Composition, FeaturePolicy, Paper, Scope, Span, Step, StepGate
 from tenuto.errors import PolicyError
-from tenuto.gate import Verdict
 
 if TYPE_CHECKING:
     from tenuto.calibration import Profile

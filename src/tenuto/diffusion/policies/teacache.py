@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from tenuto.diffusion.gate import Verdict
 from tenuto.diffusion.policies.every_n import StoredResidual, WholeStack
 from tenuto.diffusion.policies.first_block import relative_l1
 from tenuto.diffusion.policy import Composition, FeaturePolicy, Paper, Recorder, Scope, Step, StepGate, Streams
 from tenuto.errors import CalibrationError, PolicyError
-from tenuto.gate import Verdict
 
 if TYPE_CHECKING:
     from tenuto.calibration import Profile

@@ -8,6 +8,7 @@ from concurrent.futures import Future, wait
 
 import torch
 
+from tenuto.kv.entries import Held, Store
 from tenuto.kv.offload.pool import Page, Pair, Pool
 from tenuto.kv.offload.read import read
 from tenuto.kv.offload.row import Row
@@ -15,7 +16,6 @@ from tenuto.kv.offload.skips import Skip
 from tenuto.kv.policy import Entries, KVPolicy
 from tenuto.kv.rope import Rope
 from tenuto.kv.step import Step
-from tenuto.kv.store import Held, Store
 
 __all__ = ["Paged"]
 

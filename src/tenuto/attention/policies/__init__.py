@@ -1,0 +1,1 @@
+"""Attentions that are trained: one published method per file."""

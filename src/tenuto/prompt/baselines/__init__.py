@@ -1,1 +1,0 @@
-"""Plain ways to shorten a prompt, which every method is measured beside."""

@@ -1,0 +1,1 @@
+"""Ways to read a prompt into fewer entries than tokens: one published method per file."""

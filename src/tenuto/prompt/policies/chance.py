@@ -1,0 +1,34 @@
+"""Spans with borders drawn at random."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+from tenuto.prompt.policy import Look, PromptMethod
+from tenuto.prompt.spans import Spans
+
+__all__ = ["RandomSpans"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomSpans(PromptMethod):
+    """Spans with borders drawn at random between the tokens at both ends that stay.
+
+    Attributes:
+        seed: of the draw.
+    """
+
+    seed: int = 0
+    name: ClassVar[str] = "random"
+
+    def choose(self, look: Look) -> Spans:
+        tokens = look.ids.shape[0]
+        wanted = self.count(tokens, look.layers)
+        first, last = self.kept(tokens, wanted)
+        inner, groups = tokens - first - last, wanted - first - last
+        borders = sorted(random.Random(self.seed).sample(range(1, inner), groups - 1)) if groups > 0 else []
+        lengths = [b - a for a, b in pairwise([0, *borders, inner])] if groups > 0 else []
+        return Spans.of_lengths([*[1] * first, *lengths, *[1] * last])

@@ -1,0 +1,1 @@
+"""Ways to join the caches of chunks: one published method per file."""

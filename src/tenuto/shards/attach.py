@@ -1,0 +1,211 @@
+"""``shard``: a model whose KV cache lies on shards, in one process or on the ranks of a mesh.
+
+    with shard(model, RoundRobin(page=16), mesh=init_device_mesh("cpu", (2,))) as run:   # under torchrun
+        model.generate(**inputs, max_new_tokens=100)
+    print(run.summary())
+
+Without a selector every token is read and the output is the model's own, for every placement and number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+from torch.distributed.device_mesh import DeviceMesh
+from transformers import GenerationMixin
+
+from tenuto.calibration import fingerprint
+from tenuto.errors import AttachError, InputError
+from tenuto.kv.attach import give_caches, take_over
+from tenuto.kv.models import find_layout
+from tenuto.kv.offload.pool import Pool
+from tenuto.kv.run import current
+from tenuto.shards.affinity import NAME, Affinity
+from tenuto.shards.cache import ShardedCache
+from tenuto.shards.exchange import Exchange, Local
+from tenuto.shards.mesh import DataParallel, Replicated
+from tenuto.shards.plan import Plan
+from tenuto.shards.policy import Placement
+from tenuto.shards.routes import Routes
+from tenuto.shards.schedule import Schedule
+from tenuto.shards.selector import Selector
+from tenuto.tiers.codec import PageCodec
+from tenuto.tiers.host import HostTier
+from tenuto.tiers.tier import Tier
+
+__all__ = ["ShardedRun", "shard"]
+
+
+class ShardedRun:
+    """What ``shard`` yields.
+
+    Attributes:
+        plan: how caches are sharded; layout: what was found about the model; routes: what its routers say.
+        last: the cache used last, None before the first call.
+    """
+
+    def __init__(self, model: Any, plan: Plan) -> None:
+        self.model, self.plan, self.layout = model, plan, find_layout(model)
+        self.last: ShardedCache | None = None
+        self.routes = Routes(self.layout.blocks)
+
+    def cache(self) -> ShardedCache:
+        """A new, empty cache, to be given as ``past_key_values``."""
+        return ShardedCache(self.plan, self.layout, self.routes.before)
+
+    def step(self, original: Callable[..., Any], named: dict[str, Any]) -> Any:
+        """One call of the decoder's ``forward``."""
+        cache, wanted = named.get("past_key_values"), named.get("use_cache")
+        if cache is None and not (self.layout.config.use_cache if wanted is None else wanted):
+            return original(**named)
+        if cache is None:
+            cache = named["past_key_values"] = self.cache()
+        if not isinstance(cache, ShardedCache) or cache.layout.decoder is not self.layout.decoder:
+            kind = "The cache of another model" if isinstance(cache, ShardedCache) else f"A {type(cache).__name__}"
+            raise AttachError(f"{kind} was passed to a sharded model. Pass none, or one made by run.cache().")
+        if cache.plan is not self.plan:
+            raise AttachError("The cache was made in another `with shard(...)` block. Make a new one: run.cache().")
+        ids, mask = named.get("input_ids"), named.get("attention_mask")
+        given: Any = ids if ids is not None else named.get("inputs_embeds")
+        if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
+            raise AttachError("An attention mask of four dimensions was given. Give a mask [batch, tokens], or none.")
+        self.routes.clear()
+        cache.begin(given.shape[0], given.shape[1], mask, given.device)
+        self.last, token = cache, current.set(cache)
+        try:
+            result = original(**named)
+        finally:
+            current.reset(token)
+        cache.finish()
+        return result
+
+    def summary(self) -> dict[str, Any]:
+        """The last cache in numbers: bytes on this rank and of all shards, counted from tensors; what was sent;
+        what decoding read, and what a lossy schedule deleted; ``dropped_mass``: the attention left out, mean over
+        steps, layers, rows and heads, None where it was not measured; ``balance``: the largest load of a shard against
+        the mean."""
+        cache, traffic, exchange = self.last, self.plan.exchange.traffic, self.plan.exchange
+        books = cache.books if cache else None
+        dropped = books.dropped if books else []
+        sparse = self.plan.selector is not None
+        return {
+            "placement": type(self.plan.placement).__name__,
+            "selector": type(self.plan.selector).__name__ if self.plan.selector else "all",
+            "ranks": exchange.ranks,
+            "shards": self.plan.shards,
+            "bytes_held": cache.bytes_held if cache else 0,
+            "bytes_by_shard": cache.bytes_by_shard if cache else {},
+            "bytes_tables": cache.bytes_tables if cache else 0,
+            "bytes_full": cache.bytes_full if cache else 0,
+            "bytes_sent": traffic.bytes,
+            "collectives": traffic.collectives,
+            "prefill_bytes_sent": traffic.prefill_bytes + traffic.moved_bytes,
+            "tokens_read": books.tokens_read if books else 0,
+            "tokens_held": books.tokens_held if books else 0,
+            "pages_read": books.pages_read if books else 0,
+            "pages_held": books.pages_held if books else 0,
+            **self._below(),
+            "codec": str(self.plan.codec),
+            "pages_deleted": books.pages_deleted if books else 0,
+            "tokens_deleted": books.tokens_deleted if books else 0,
+            "dropped_mass": (sum(dropped) / len(dropped) if dropped else None) if sparse else 0.0,
+            "balance": cache.balance if cache else 1.0,
+        }
+
+    def _below(self) -> dict[str, Any]:
+        pool = self.plan.pool
+        if self.last is None or pool is None:
+            return {}
+        shelves = [shelf for layer in self.last.engine for row in layer.shelves for shelf in row.values()]
+        below = {page.name: page.nbytes for shelf in shelves for page in shelf.below.values()}
+        books = pool.books
+        return {"bytes_below": sum(below.values()), "pages_fetched": books.pages_fetched, "stall_s": books.stall_s}
+
+
+def _exchange(mesh: DeviceMesh | None, layout: str) -> Exchange:
+    if layout not in ("replicated", "data_parallel"):
+        raise InputError(f"layout={layout!r} is not allowed: give 'replicated' or 'data_parallel'.")
+    if mesh is None:
+        return Local()
+    return Replicated(mesh) if layout == "replicated" else DataParallel(mesh)
+
+
+def _codec(name: str, recent: int) -> PageCodec:
+    codec = PageCodec.parse(name)
+    if codec.zstd:
+        raise InputError(f"codec={name!r}: pages in memory are read at every step. Give a codec without zstd.")
+    if recent < 0:
+        raise InputError(f"recent={recent}: give a number of tokens, 0 or more.")
+    return codec
+
+
+def _demotes(schedule: Schedule | None, selector: Selector | None) -> bool:
+    """Whether pages may go to a lower tier."""
+    if schedule is None:
+        return False
+    if schedule.lossy and schedule.estimated and selector is None:
+        raise InputError(
+            f"Schedule(utility={schedule.utility!r}, lossy=True) deletes what a selector gives little attention: give "
+            "selector=Summary(keep=1.0) to read all that is held, or utility='streaming_llm'."
+        )
+    return not schedule.lossy
+
+
+@contextmanager
+def shard(
+    model: Any,
+    placement: Placement,
+    *,
+    mesh: DeviceMesh | None = None,
+    shards: int | None = None,
+    selector: Selector | None = None,
+    measure: bool = True,
+    layout: Literal["replicated", "data_parallel"] = "replicated",
+    schedule: Schedule | None = None,
+    tier: Tier | None = None,
+    codec: str = "raw",
+    recent: int = 64,
+) -> Iterator[ShardedRun]:
+    """Run a transformers model on a sharded cache inside a ``with`` block.
+
+    Args:
+        model: a decoder-only transformers model, dense or a mixture of experts; on a mesh, the same on every rank.
+        placement: which shard holds a token, for example ``RoundRobin()``.
+        mesh: one dimension of ranks, shards dealt out in turn; None: all shards are in this process.
+        shards: a multiple of the ranks, by default one for each.
+        selector: which pages a decoding step reads; None reads all and is exact.
+        measure: measure the attention mass that a selector leaves out, which reads the keys of all tokens.
+        schedule: which pages leave memory for the ``tier`` (by default the memory of this process); with it, the mass
+            that a selector leaves out is not measured. A lossy schedule deletes them, and changes the output.
+        codec: how full pages are held: ``raw`` (exact), ``fp8``, ``int8``, ``int4`` or ``delta8``; summaries and open
+            pages are not coded. recent: the newest tokens of a row; a page with one of them is not coded either.
+        layout: ``replicated``: all ranks are given the same rows; ``data_parallel``: rows of their own, as many each.
+
+    Raises:
+        AttachError: no such model, attached already, or ranks that do not fit together.
+        InputError: a number of shards, a layout, a codec or a schedule that is not allowed.
+        StoreError: a rank does not answer (also from the model, while it runs).
+    """
+    exchange = _exchange(mesh, layout)
+    count = exchange.ranks if shards is None else shards
+    if count < 1 or count % exchange.ranks:
+        raise InputError(f"shards={count} on {exchange.ranks} ranks: give a multiple of the ranks.")
+    coded = _codec(codec, recent)
+    demotes = _demotes(schedule, selector)
+    if tier is not None and not demotes:
+        raise InputError("tier= says where demoted pages go: give a schedule= that is not lossy too, or neither.")
+    pool = Pool(tier or HostTier(2**62), None) if demotes else None
+    run = ShardedRun(model, Plan(placement, count, selector, measure, exchange, schedule, pool, coded, recent))
+    if isinstance(selector, Affinity):
+        selector.profile.check(NAME, fingerprint(run.layout.decoder))
+    name = f"{type(model).__name__} {fingerprint(run.layout.decoder)}"
+    exchange.agree(f"{name} with {placement}, {selector}, {schedule}, {coded} but {recent}, {count} shards")
+    with ExitStack() as stack:
+        take_over(stack, run)
+        if run.plan.routed:
+            run.routes.listen(stack)
+        if isinstance(model, GenerationMixin):
+            give_caches(stack, run)
+        yield run
