@@ -17,7 +17,7 @@ from typing import Any
 import click
 from click.testing import CliRunner
 
-from tenuto import errors
+from tenuto import catalog, errors
 from tenuto.catalog import methods
 from tenuto.cli import main
 
@@ -127,7 +127,7 @@ def table(infos: list[Any]) -> str:
         first, *others = paper.authors.split(",")
         rows.append(
             f"| [`{info.name}`]({info.name}.md) | `{info.cls.__name__}` | {summary_of(info)} "
-            f"| {'yes' if info.cls.calibrated else 'no'} "
+            f"| {catalog.calibration(info)} "
             f"| [{first}{' et al.' if others else ''} {paper.year}]({paper.url}) |"
         )
     return "\n".join(rows) + "\n"
@@ -139,7 +139,11 @@ def method_page(info: Any) -> str:
     facts = [
         f"*{paper.title}*, {paper.authors}, {paper.year}: <{paper.url}>",
         f"In Python `tenuto.{cls.__name__}`, on the command line `{info.name}`.",
-        "Needs a calibration profile (`tenuto calibrate`)." if cls.calibrated else "Needs no calibration.",
+        {
+            "yes": "Needs a calibration profile (`tenuto calibrate`).",
+            "no": "Needs no calibration.",
+            "optional": "Runs without calibration, or on a profile (`tenuto calibrate`).",
+        }[catalog.calibration(info)],
         "The output equals the uncached one." if cls.exact else "The output is an approximation of the uncached one.",
     ]
     sweep = "\n".join(f"    {text}" for text in cls.sweep)

@@ -100,6 +100,31 @@ def test_a_profile_of_another_model_is_refused(model):
 def test_another_number_of_steps_is_refused_in_one_line(model):
     with (
         pytest.raises(tenuto.CalibrationError, match="50 denoising steps; this generation has 20"),
-        tenuto.attach(model.pipe, tenuto.FastCache()),
+        tenuto.attach(model.pipe, tenuto.FastCache(fit="profile")),
     ):
         draw(model, 0, 20)
+
+
+def test_unfitted_fastcache_is_far_closer_than_plain_reuse_that_is_slower(model, uncached):
+    found = {}
+    for text in ("every_n:n=2", "fastcache:fit=online,rtol=0.3"):
+        with tenuto.attach(model.pipe, catalog.parse(text)) as run:
+            pictures = draw(model, 7000)
+        found[text] = statistics.fmean(psnr(pictures, uncached).tolist()), run.telemetry.flops_speedup
+    (plain, plain_speed), (online, online_speed) = found.values()
+    assert online_speed >= plain_speed
+    assert online >= plain + 5
+
+
+@pytest.mark.parametrize("sampler", ["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"])
+def test_unfitted_fastcache_keeps_its_promise_with_other_samplers_and_fewer_steps(model, sampler, monkeypatch):
+    import diffusers
+
+    monkeypatch.setattr(model.pipe, "scheduler", getattr(diffusers, sampler).from_config(model.pipe.scheduler.config))
+    errors, policy = [], tenuto.FastCache(rtol=0.3)  # the bundled profile is for 50 steps: these learn on the way
+    for seed in (8100, 8200):
+        with tenuto.attach(model.pipe, policy, count_flops=False, shadow=True) as run:
+            draw(model, seed, 20)
+        errors += [event.error for event in run.telemetry.events if event.error is not None]
+    assert len(errors) > 10
+    assert sum(error > policy.rtol for error in errors) <= policy.alpha * len(errors)

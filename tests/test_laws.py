@@ -35,20 +35,29 @@ def kept_closed(policy: FeaturePolicy) -> FeaturePolicy:
     return replace(policy, warmup=10**6)  # type: ignore[type-var]
 
 
+def all_strongest() -> list[FeaturePolicy]:
+    """The strongest setting of every method, and of those that may run without a profile also without."""
+    policies = [strongest(name) for name in catalog.methods("diffusion")]
+    return policies + [replace(it, fit="online") for it in policies if it.profile_use == "may"]  # type: ignore[call-arg]
+
+
+each = pytest.mark.parametrize("policy", all_strongest(), ids=catalog.text)
+
+
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("name", catalog.methods("diffusion"))
-def test_law(name: str, law: Law) -> None:
-    law(strongest(name))
+@each
+def test_law(policy: FeaturePolicy, law: Law) -> None:
+    law(policy)
 
 
-@pytest.mark.parametrize("name", catalog.methods("diffusion"))
-def test_a_gate_kept_closed_is_no_cache(name: str) -> None:
-    testing.law_closed_is_identity(kept_closed(strongest(name)))
+@each
+def test_a_gate_kept_closed_is_no_cache(policy: FeaturePolicy) -> None:
+    testing.law_closed_is_identity(kept_closed(policy))
 
 
-@pytest.mark.parametrize("name", catalog.methods("diffusion"))
-def test_something_is_reused(name: str) -> None:
-    policy, model = strongest(name), testing.TinyDiT()
+@each
+def test_something_is_reused(policy: FeaturePolicy) -> None:
+    model = testing.TinyDiT()
     plain, profile = testing.denoise(model), testing.profile_for(policy, model)
     with tenuto.attach(model, policy, profile=profile) as run:
         result = testing.denoise(model)
@@ -224,12 +233,12 @@ def bundled() -> Any:
 
 
 @pytest.mark.bundled
-@pytest.mark.parametrize("name", catalog.methods("diffusion"))
-def test_the_laws_on_the_bundled_model(name: str, bundled: Any) -> None:
+@each
+def test_the_laws_on_the_bundled_model(policy: FeaturePolicy, bundled: Any) -> None:
     def draw(seed: int) -> torch.Tensor:
         return bundled.draw([1, 7], [seed, seed + 1000], 50, 1.5)
 
-    policy, plain = strongest(name), draw(1)
+    plain = draw(1)
     with tenuto.attach(bundled.pipe, kept_closed(policy)) as closed:
         assert torch.equal(draw(1), plain)
     with tenuto.attach(bundled.pipe, policy) as run:

@@ -31,6 +31,7 @@ __all__ = [
     "Option",
     "Policy",
     "bibtex",
+    "calibration",
     "describe",
     "method",
     "methods",
@@ -159,6 +160,13 @@ def method(name: str, family: Family | None = None) -> MethodInfo:
     if name not in known:
         raise PolicyError(f"Unknown policy {name!r}.{closest(name, known)}")
     return known[name]
+
+
+def calibration(info: MethodInfo) -> str:
+    """Whether the method needs a profile: "yes", "no", or "optional" (it has an option ``fit``)."""
+    if not info.cls.calibrated:
+        return "no"
+    return "optional" if "fit" in info.options() else "yes"
 
 
 def describe(info: MethodInfo) -> dict[str, Any]:

@@ -221,6 +221,25 @@ def test_a_profile_of_another_number_of_steps_is_refused(pipe: Any, fast: Profil
     assert run.telemetry.reuse_ratio > 0
 
 
+def test_where_no_profile_serves_fastcache_learns_on_the_way(
+    pipe: Any, fast: Profile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TENUTO_HOME", str(tmp_path))
+    for number, steps in enumerate((STEPS, 5, STEPS)):  # no profile; one for another number of steps; one that serves
+        if number == 1:
+            fast.save(tmp_path / "profiles" / "fastcache-mine.safetensors")
+        with tenuto.attach(pipe, tenuto.FastCache(rtol=9.0)) as run:
+            found = draw(pipe, steps=steps)
+        with tenuto.attach(pipe, tenuto.FastCache(rtol=9.0, fit="online")) as online:
+            unfitted = draw(pipe, steps=steps)
+        assert (run.profile is None) == (number == 0) and online.profile is None
+        assert run.telemetry.reuse_ratio > 0
+        assert np.array_equal(found, unfitted) == (number < 2)
+    with pytest.raises(CalibrationError, match=rf"fitted for {STEPS} denoising steps; this generation has 5\. "):
+        with tenuto.attach(pipe, tenuto.FastCache(fit="profile")):
+            draw(pipe, steps=5)
+
+
 def test_a_profile_of_another_span_is_refused(pipe: Any, fast: Profile) -> None:
     with pytest.raises(CalibrationError, match=r"fitted for fastcache:span=0, not span=1\. "):
         with tenuto.attach(pipe, tenuto.FastCache(span=1), profile=fast):
@@ -254,8 +273,11 @@ def test_two_denoisers() -> None:
     assert len(run.denoisers) == 2
     assert all(map(torch.equal, (denoise(first), denoise(second)), plain))
     with pytest.raises(AttachError, match=r"has 2\. Give one at a time: pipe\.transformer, pipe\.transformer_2"):
-        with tenuto.attach(Pair(first, second), tenuto.FastCache()):
+        with tenuto.attach(Pair(first, second), tenuto.FastCache(fit="profile")):
             pass
+    with tenuto.attach(Pair(first, second), tenuto.FastCache(rtol=0.4)) as run:  # unfitted, each learns by itself
+        denoise(first), denoise(second)
+    assert run.telemetry.reuse_ratio > 0
     with pytest.raises(AttachError, match="calibrated for one"):
         tenuto.calibrate(Pair(first, second), tenuto.FastCache(), lambda seed: None, seeds=(1,), settings={})
 

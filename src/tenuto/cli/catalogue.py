@@ -25,7 +25,7 @@ def methods(as_json: bool) -> None:
     shown = Table("policy", "options (default)", "calibrated", "what it does", box=None, pad_edge=False)
     for info in found:
         options = [f"{o.name}={'...' if o.required else o.default}" for o in info.options().values()]
-        shown.add_row(info.name, ", ".join(options), "yes" if info.cls.calibrated else "no", info.summary)
+        shown.add_row(info.name, ", ".join(options), catalog.calibration(info), info.summary)
     Console().print(shown)
 
 

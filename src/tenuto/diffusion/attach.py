@@ -119,11 +119,13 @@ def name_of(policy: FeaturePolicy) -> str:
 
 
 def _profile_for(policy: FeaturePolicy, root: nn.Module, profile: Profile | None) -> Profile | None:
-    if not policy.profiled.calibrated:
+    if policy.profile_use == "no":
         return None
     name, mark = name_of(policy), fingerprint(root)
     if profile is None:
         profile = find(name, mark, accept=partial(serves, policy))
+    if profile is None and policy.profile_use == "may":
+        return None
     if profile is None:
         raise CalibrationError(
             f"{type(policy).__name__} needs a calibration profile for this model (fingerprint {mark}) and none was "
@@ -134,8 +136,8 @@ def _profile_for(policy: FeaturePolicy, root: nn.Module, profile: Profile | None
 
 
 def check_count(policy: FeaturePolicy, target: Any, layouts: Sequence[Layout]) -> None:
-    """Refuse a calibrated policy for a pipeline with several denoisers."""
-    if policy.profiled.calibrated and len(layouts) > 1:
+    """Refuse a policy with a profile for a pipeline with several denoisers."""
+    if len(layouts) > 1:
         raise AttachError(
             f"{type(policy).__name__} is calibrated for one denoiser and {type(target).__name__} has {len(layouts)}. "
             f"Give one at a time: {', '.join(f'pipe.{layout.name}' for layout in layouts)}."
@@ -169,10 +171,11 @@ def attach(
     """
     _uncompiled(target)
     layouts = find_denoisers(target)
-    check_count(policy, target, layouts)
-    profile = _profile_for(policy, layouts[0].root, profile)
+    if policy.profile_use == "must" or profile is not None:
+        check_count(policy, target, layouts)
+    given, profile = profile, _profile_for(policy, layouts[0].root, profile) if len(layouts) == 1 else None
     run = AttachedRun(policy, profile)
-    composition = policy.compose(profile)
+    composition = (policy.with_profile() if given else policy).compose(profile)
     with ExitStack() as stack:
         for layout in layouts:
             denoiser = Denoiser(layout, composition, run, count_flops, shadow, watcher)

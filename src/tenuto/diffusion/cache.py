@@ -72,7 +72,9 @@ class _Branch:
     held: dict[int, int] = field(default_factory=dict)
     shared: Verdict | None = None
     probe: Streams | None = None
-    expected: dict[int, list[list[float]]] | None = None
+    expected: dict[int, list[list[float]]] = field(default_factory=dict)
+    stale: bool = False
+    read_at: int = -1
 
 
 @dataclass(slots=True)
@@ -179,8 +181,10 @@ class FeatureCache:
         return skip
 
     def _expected(self, branch: _Branch) -> dict[int, list[list[float]]]:
-        """What the estimators of all spans have seen of their errors, read from the device once per computed step."""
-        if branch.expected is None:
+        """What the estimators of all spans have seen of their errors, read from the device once after each step that
+        computed any."""
+        if branch.read_at != branch.index and branch.stale:
+            branch.read_at, branch.stale = branch.index, False
             told = {index: self.composition.estimator.expected(state) for index, state in branch.estimators.items()}
             seen = {index: numbers for index, numbers in told.items() if numbers is not None}
             branch.expected = dict(zip(seen, torch.stack([*seen.values()]).tolist(), strict=True)) if seen else {}
@@ -265,7 +269,7 @@ class FeatureCache:
             estimator = self.composition.estimator
             self.telemetry.flops += estimator.flops_observed(branch.estimators[span.index], now.step)
             state = estimator.observe(branch.estimators[span.index], now.step, residual)
-            branch.estimators[span.index], branch.expected = state, None
+            branch.estimators[span.index], branch.stale = state, True
             if corrector is not None:
                 known = branch.correctors.get(span.index)
                 branch.correctors[span.index] = corrector.observe(known, now.step, residual)

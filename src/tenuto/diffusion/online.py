@@ -4,8 +4,8 @@ Estimator. From the last computed step b on, a span's residual is forecast along
 steps. How much of the slope is right, a coefficient per branch, sample and channel, is learned at computed steps by
 recursive least squares with forgetting. What an estimator got wrong before b is not lost either: with ``gap`` steps
 from the computed step before to b, the estimates between fell short of the line between the two truths by
-``(gap - 1) / 2`` times the innovation (the truth at b minus what would have been estimated there), all of them together.
-That debt is paid back, ``REPAID`` of it, over the next ``gap - 1`` estimates, so a sampler that adds outputs up hardly
+``(gap - 1) / 2`` times the innovation (the truth at b minus what would have been estimated there), all together. That
+debt is paid back, ``REPAID`` of it, over the next ``gap - 1`` estimates, so a sampler that adds outputs up hardly
 drifts. Each estimate is a little further from its own truth for it; the error model counts that.
 
 Gate. At every computed step the error that an estimate would have had is known. ``log error = level + exponent * log
@@ -26,9 +26,9 @@ import torch
 from scipy.stats import norm
 
 from tenuto.budget import ErrorBudget
+from tenuto.diffusion.gate import Verdict
 from tenuto.diffusion.policy import Estimator, Step, StepGate, Streams
 from tenuto.diffusion.trajectory import change_of
-from tenuto.gate import Verdict
 
 __all__ = ["ErrorModel", "OnlineEstimator", "OnlineGate"]
 

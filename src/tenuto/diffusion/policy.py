@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -279,6 +279,10 @@ class FeaturePolicy(ABC):
         has an option ``fit``: "auto" is this, "profile" must, "online" does without."""
         return "must" if self.calibrated else "no"
 
+    def with_profile(self) -> FeaturePolicy:
+        """The same policy, which takes the profile it is given or refuses to run."""
+        return self
+
     @property
     def budget(self) -> ErrorBudget | None:
         """What the policy promises about the errors of its estimates, None if nothing; shadow mode checks it."""
@@ -311,6 +315,15 @@ class WrappingPolicy(FeaturePolicy):
     def warmup(self) -> int:  # type: ignore[override]
         """Steps at the start that always compute: the inner policy's."""
         return self.inner.warmup
+
+    def with_profile(self) -> FeaturePolicy:
+        """The same policy around an inner one that takes the profile it is given or refuses to run."""
+        return replace(self, inner=self.inner.with_profile())
+
+    @property
+    def profile_use(self) -> Literal["no", "may", "must"]:
+        """The inner policy's."""
+        return self.inner.profile_use
 
     @property
     def profiled(self) -> FeaturePolicy:

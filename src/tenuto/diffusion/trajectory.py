@@ -21,6 +21,10 @@ class Schedule:
 
     timesteps: tuple[float, ...]
 
+    def serves(self, total: int | None) -> bool:
+        """Whether a generation of ``total`` steps is one of this schedule (None: its length is not known)."""
+        return total in (None, len(self.timesteps))
+
     def place(self, timestep: float, total: int | None) -> int:
         """Which of the calibrated steps a timestep is (the nearest).
 
@@ -28,7 +32,7 @@ class Schedule:
             CalibrationError: the generation has another number of steps.
         """
         steps = len(self.timesteps)
-        if total is not None and total != steps:
+        if not self.serves(total):
             raise CalibrationError(
                 f"The fastcache profile was fitted for {steps} denoising steps; this generation has {total}. "
                 f"Pass profile=... of one that was fitted for {total}: tenuto calibrate fastcache --steps {total}."

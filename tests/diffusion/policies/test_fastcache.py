@@ -227,7 +227,7 @@ def test_the_false_reuse_rate_of_generations_not_seen_is_alpha() -> None:
 
 def test_profiles_that_do_not_fit() -> None:
     with pytest.raises(CalibrationError, match="run `tenuto calibrate fastcache`"):
-        tenuto.FastCache().compose(None)
+        tenuto.FastCache(fit="profile").compose(None)
     with pytest.raises(CalibrationError, match="run `tenuto calibrate fastcache`"):
         tenuto.FastCache().compose(Profile(policy="fastcache", fingerprint=""))
     with pytest.raises(CalibrationError, match=r"for fastcache:span=0, not span=2\."):

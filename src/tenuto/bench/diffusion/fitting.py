@@ -87,14 +87,15 @@ def _apart(profile: Profile, job: Job) -> None:
 def profiles_for(
     model: ImageModel, policies: Sequence[FeaturePolicy], job: Job, given: Sequence[Profile], folder: Path
 ) -> dict[FeaturePolicy, Fitted]:
-    """A profile for every policy that needs one: given, found, or fitted now and saved in ``folder``.
+    """A profile for every policy that needs one: given, found, or fitted now and saved in ``folder``. A policy that may
+    do without (``fit=auto``) has none where none is given or found.
 
     Raises:
         CalibrationError: a given profile is for another model or cannot serve, or shares seeds with the job.
         InputError: a given profile is for none of the policies.
     """
     names = {
-        policy: catalog.text(policy.profiled).partition(":")[0] for policy in policies if policy.profiled.calibrated
+        policy: catalog.text(policy.profiled).partition(":")[0] for policy in policies if policy.profile_use != "no"
     }
     for profile in given:
         profile.check(profile.policy, model.fingerprint)
@@ -108,6 +109,8 @@ def profiles_for(
         found = find(name, model.fingerprint, wanted, accept=partial(serves, policy))
         at_hand = [*ready, *([Fitted(found)] if found else [])]
         fitting = [it for it in at_hand if it.profile.policy == name and serves(policy, it.profile)]
+        if not fitting and policy.profile_use == "may":
+            continue
         if not fitting:
             seed = job.seed + CALIBRATION_OFFSET
             profile = fit_profile(model, policy, steps=job.steps, guidance=job.guidance, seed=seed)

@@ -1,4 +1,9 @@
-"""FastCache: a calibrated statistical gate, and a fitted linear map where the residual was merely repeated.
+"""FastCache: a statistical gate on the error of a linear estimate, both learned on the way or fitted beforehand.
+
+Without a fit (``fit="online"``; "auto" where no profile serves) the estimate is a forecast whose coefficients are
+learned at computed steps, and which pays back what earlier estimates fell short of; the gate follows the errors that
+estimates would have had there (``tenuto.diffusion.online``). Nothing is known before two steps were computed. The rest
+of this page is about the fitted form.
 
 A span's residual is estimated by a linear map of what is known before computing it: the change of the span's input
 since the last computed step, the slope of the residual between the last two computed steps, and that residual itself
@@ -28,16 +33,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from scipy.stats import chi2
 
 from tenuto.budget import ErrorBudget
+from tenuto.diffusion.fallback import FallbackEstimator, FallbackGate
 from tenuto.diffusion.gate import Gate, Verdict, level_for
 from tenuto.diffusion.ladder import RUNGS, Ladder, unpacked
+from tenuto.diffusion.online import OnlineEstimator, OnlineGate
 from tenuto.diffusion.policies.every_n import WholeStack
-from tenuto.diffusion.policy import Composition, FeaturePolicy, Paper, Recorder, Scope, Span, Step, StepGate
+from tenuto.diffusion.policy import Composition, Estimator, FeaturePolicy, Paper, Recorder, Scope, Span, Step, StepGate
 from tenuto.diffusion.refit import LadderRecorder, Sample, error_ratios
 from tenuto.diffusion.saliency import MergedTokens, MotionTokens
 from tenuto.diffusion.trajectory import Schedule, change_of
@@ -51,6 +58,7 @@ __all__ = ["BudgetGate", "Chunks", "FastCache", "PublishedGate", "false_reuse_ra
 RANK = 64
 MARGIN = 0.25
 GATES = ("calibrated", "published")
+FITS = ("auto", "profile", "online")
 REHEARSED = (0.1, 0.2, 0.4, 0.8)
 NEEDED = {"span", "longest", "rung", "timesteps", "bins", "cells", "gates", "levels"}
 
@@ -198,6 +206,8 @@ class FastCache(FeaturePolicy):
     Attributes:
         alpha: accepted false-reuse rate of the test, in (0, 1): larger reuses more.
         rtol, total: the ``ErrorBudget``; a larger rtol reuses more, 0 never.
+        fit: "profile" for fitted maps and gates, "online" for what is learned on the way, "auto" for a profile where
+            one fits the model and the number of steps, else online.
         gate: "calibrated", or "published" (which ignores rtol and total).
         rung: which maps to fit: "auto" (chosen on held-out generations; takes any profile), "residual", "affine",
             "low_rank" or "full".
@@ -211,6 +221,7 @@ class FastCache(FeaturePolicy):
     alpha: float = 0.05
     rtol: float = 0.1
     total: float = float("inf")
+    fit: str = "auto"
     gate: str = "calibrated"
     rung: str = "auto"
     tokens: float = 0.0
@@ -247,11 +258,37 @@ class FastCache(FeaturePolicy):
                 f"fastcache: tokens={self.tokens}, merge={self.merge}. tokens is a fraction from 0 to 1; "
                 "merge needs it above 0, for example tokens=0.25."
             )
-        for key, value, allowed in (("gate", self.gate, GATES), ("rung", self.rung, ("auto", *RUNGS))):
+        choices = (("fit", self.fit, FITS), ("gate", self.gate, GATES), ("rung", self.rung, ("auto", *RUNGS)))
+        for key, value, allowed in choices:
             if value not in allowed:
                 raise PolicyError(f"fastcache has no {key} {value!r}.{closest(value, allowed)}")
 
+    @property
+    def profile_use(self) -> Literal["no", "may", "must"]:
+        uses: dict[str, Literal["no", "may", "must"]] = {"online": "no", "auto": "may", "profile": "must"}
+        return uses[self.fit]
+
+    def with_profile(self) -> FastCache:
+        return self if self.fit == "online" else replace(self, fit="profile")
+
     def compose(self, profile: Profile | None) -> Composition:
+        budget = ErrorBudget(rtol=self.rtol, total=self.total)
+        online = OnlineGate(self.alpha, budget, self.longest)
+        if self.fit == "online" or (self.fit == "auto" and profile is None):
+            published = self.gate == "published"
+            return self._composed(PublishedGate(self.alpha, self.longest) if published else online, OnlineEstimator())
+        schedule, gate, ladder = self._fitted(profile)
+        if self.fit == "profile" or self.gate == "published":
+            return self._composed(gate, ladder)
+        return self._composed(
+            FallbackGate(gate, online, schedule), FallbackEstimator(ladder, OnlineEstimator(), schedule)
+        )
+
+    def _composed(self, gate: StepGate, estimator: Estimator) -> Composition:
+        corrector = MergedTokens(self.tokens) if self.merge else MotionTokens(self.tokens)
+        return Composition(Chunks(self.span), gate, estimator, corrector if self.tokens else None)
+
+    def _fitted(self, profile: Profile | None) -> tuple[Schedule, StepGate, Ladder]:
         if profile is None or not set(profile.numbers) >= NEEDED:
             raise CalibrationError("fastcache needs fitted maps and gates: run `tenuto calibrate fastcache`.")
         numbers = profile.numbers
@@ -268,9 +305,7 @@ class FastCache(FeaturePolicy):
             )
         schedule = Schedule(tuple(numbers["timesteps"]))
         ladder = Ladder(schedule, numbers["bins"], unpacked(profile.tensors, numbers["cells"]))
-        gate = self._gate(schedule, numbers["gates"], numbers["levels"])
-        corrector = MergedTokens(self.tokens) if self.merge else MotionTokens(self.tokens)
-        return Composition(Chunks(self.span), gate, ladder, corrector if self.tokens else None)
+        return schedule, self._gate(schedule, numbers["gates"], numbers["levels"]), ladder
 
     def _gate(
         self, schedule: Schedule, gates: Sequence[Sequence[Sequence[Sequence[float]]]], levels: Sequence[float]
@@ -286,6 +321,8 @@ class FastCache(FeaturePolicy):
         return ErrorBudget(rtol=self.rtol, total=self.total) if self.gate == "calibrated" else None
 
     def recorder(self) -> Recorder:
+        if self.fit == "online":
+            raise PolicyError("fastcache:fit=online needs no calibration: use it as it is, or leave fit out.")
         rehearsed = tuple(
             replace(self, rtol=rtol, total=float("inf"), gate="calibrated", tokens=0.0, merge=False)
             for rtol in REHEARSED
