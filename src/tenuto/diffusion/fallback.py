@@ -10,7 +10,7 @@ import torch
 from tenuto.diffusion.gate import Verdict
 from tenuto.diffusion.online import OnlineEstimator, OnlineGate
 from tenuto.diffusion.policy import Estimator, Step, StepGate, Streams
-from tenuto.diffusion.trajectory import Past, Schedule
+from tenuto.diffusion.trajectory import Schedule
 
 __all__ = ["FallbackEstimator", "FallbackGate"]
 
@@ -62,7 +62,7 @@ class FallbackEstimator(Estimator):
         return self._estimator(step).observe(state, step, residual)
 
     def expected(self, state: Any) -> torch.Tensor | None:
-        return None if isinstance(state, Past) else self.online.expected(state)
+        return self.online.expected(state)
 
     def flops(self, state: Any, step: Step) -> float:
         return self._estimator(step).flops(state, step)

@@ -66,7 +66,7 @@ def _apply(past: Past, gap: int, stream: int, hidden: torch.Tensor, weights: Wei
         raise CalibrationError("a stream appeared that was not there at the last computed step")
     if not weights:
         return residual
-    down, *up = (part.to(hidden.device, hidden.dtype) for part in weights)
+    down, *up = weights
     width = hidden.shape[-1]
     if len(down) == 2:
         return torch.addcmul(down[1], residual, down[0])
@@ -82,12 +82,14 @@ def _apply(past: Past, gap: int, stream: int, hidden: torch.Tensor, weights: Wei
 class Ladder(Estimator):
     """Each cell's rung, as it was fitted. A cell that was never seen repeats the residual.
 
-    ``bins``: the schedule is divided evenly into so many; ``cells`` holds the weights.
+    ``bins``: the schedule is divided evenly into so many; ``cells`` holds the weights, which stay where they are first
+    used.
     """
 
     schedule: Schedule
     bins: int
     cells: Mapping[Cell, Weights] = field(hash=False)
+    _placed: dict[Any, Weights] = field(default_factory=dict, hash=False, compare=False, repr=False)
 
     def init(self) -> Past | None:
         return None
@@ -100,10 +102,18 @@ class Ladder(Estimator):
         place = self.schedule.place(step.timestep, step.total) * self.bins // len(self.schedule.timesteps)
         return self.cells.get((step.span.index, stream, place, gap), ())
 
+    def _at(self, step: Step, stream: int, gap: int, like: torch.Tensor) -> Weights:
+        """The weights of a cell, moved to the model's device and dtype at their first use."""
+        weights = self.weights(step, stream, gap)
+        key = (id(weights), like.device, like.dtype)
+        if key not in self._placed:
+            self._placed[key] = tuple(part.to(like.device, like.dtype) for part in weights)
+        return self._placed[key]
+
     def estimate(self, state: Past, step: Step) -> Streams:
         gap = step.index - state.index
         return tuple(
-            None if h is None or r is None else _apply(state, gap, stream, h, self.weights(step, stream, gap))
+            None if h is None or r is None else _apply(state, gap, stream, h, self._at(step, stream, gap, h))
             for stream, (h, r) in enumerate(zip(step.hidden, state.residual, strict=True))
         )
 
@@ -147,7 +157,7 @@ def packed(cells: Mapping[Cell, Weights]) -> tuple[dict[str, torch.Tensor], list
 
 def unpacked(tensors: Mapping[str, torch.Tensor], index: list[list[int]]) -> dict[Cell, Weights]:
     """The inverse of :func:`packed`, up to rounding."""
-    whole = {name: t * tensors[f"{name}{SCALE}"] for name, t in tensors.items() if not name.endswith(SCALE)}
+    whole = {n: t * tensors[f"{n}{SCALE}"] for n, t in tensors.items() if f"{n}{SCALE}" in tensors}
     cells: dict[Cell, Weights] = {}
     for span, stream, place, gap, rung, row in index:
         parts = (f"{RUNGS[rung]}.{span}.{stream}.{part}" for part in range(2))

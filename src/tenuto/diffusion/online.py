@@ -182,8 +182,8 @@ class OnlineEstimator(Estimator):
         error = change_of(image + guess, image + true, step.reduce)
         return replace(known, errors=state.errors.after(error, gap) if state.errors else ErrorModel.first(error, gap))
 
-    def expected(self, state: _Known | None) -> torch.Tensor | None:
-        return state.errors.told() if state is not None and state.errors is not None else None
+    def expected(self, state: Any) -> torch.Tensor | None:
+        return state.errors.told() if isinstance(state, _Known) and state.errors is not None else None
 
 
 @dataclass(frozen=True, slots=True)

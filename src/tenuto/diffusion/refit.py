@@ -5,13 +5,15 @@ run looks different: its inputs have drifted, and computed steps are not evenly 
 adds pairs from rehearsals, cached generations in shadow mode, where the state is what it is in use and the truth is
 known.
 
-Every third generation is held out: rungs are chosen and gates are fitted on its errors, maps are not.
+Every third generation is held out: rungs are chosen and gates are fitted on its errors, maps are not. Of a model with
+more than ``WIDE`` channels the first generation shows where its streams move, and everything after happens there
+(``tenuto.diffusion.subspace``), on ``SEEN_ROWS`` tokens of a batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple
@@ -20,14 +22,16 @@ import torch
 
 from tenuto.diffusion.gate import fit_gate, fit_levels
 from tenuto.diffusion.ladder import RUNGS, Cell, Ladder, Weights, flops_per_token, packed, rung_of, solve
-from tenuto.diffusion.policy import FeaturePolicy, Recorder, Scope, Span, Step, Streams
+from tenuto.diffusion.policy import Estimator, FeaturePolicy, Recorder, Scope, Span, Step, Streams
 from tenuto.diffusion.ridge import Gram
+from tenuto.diffusion.subspace import WIDE, WIDTH, Inside, RangeFinder, Seen, narrow, narrowed, see
 from tenuto.diffusion.trajectory import Past, Schedule, Trace, change_of, features, pairs
 from tenuto.errors import CalibrationError
 
 __all__ = ["LadderRecorder", "Sample", "error_ratios", "samples"]
 
 MOST_BINS, GRAM_BYTES = 50, 4 * 2**30  # one bin per step, fewer where the Gram matrices would outgrow memory
+SEEN_GRAM_BYTES, SEEN_ROWS = 2**30, 1024
 HOLD_OUT = 3  # every third generation
 RIDGE = 1e-5
 MOST_ROWS = 8192
@@ -54,11 +58,20 @@ def samples(trace: Trace, schedule: Schedule, longest: int) -> Iterator[Sample]:
             yield Sample(step, past, residual)
 
 
+def _some(stream: torch.Tensor | None) -> torch.Tensor | None:
+    """At most ``SEEN_ROWS`` tokens of a batch ``[batch, tokens, channels]``, evenly spaced, in single precision."""
+    if stream is None:
+        return None
+    tokens = min(stream.shape[1], max(SEEN_ROWS // len(stream), 1))
+    chosen = torch.linspace(0, stream.shape[1] - 1, tokens, device=stream.device).long()
+    return stream[:, chosen].float().cpu()
+
+
 def _nothing() -> torch.Tensor:
     raise NotImplementedError("a recorded step has no modulated input")
 
 
-def error_ratios(estimator: Ladder, given: Iterable[Sample]) -> dict[tuple[int, int, int], list[float]]:
+def error_ratios(estimator: Estimator, given: Iterable[Sample]) -> dict[tuple[int, int, int], list[float]]:
     """``(span, step, gap)`` -> squared relative error over squared relative input change, one per picture."""
     ratios: dict[tuple[int, int, int], list[float]] = {}
     for step, past, residual in given:
@@ -120,6 +133,9 @@ class LadderRecorder(Recorder):
         self.held_closed: list[list[Sample]] = []
         self.generation = -1
         self.bins = 0
+        self.bases: dict[tuple[int, int], torch.Tensor] = {}
+        self._finders: dict[tuple[int, int], RangeFinder] = {}
+        self._before: dict[tuple[str, int], tuple[Streams, Streams]] = {}
         self._rehearsals = rehearsals
 
     def begin(self, generation: int) -> None:
@@ -128,13 +144,45 @@ class LadderRecorder(Recorder):
 
     def observe(self, step: Step, residual: Streams) -> None:
         self.timesteps[step.index] = step.timestep
+        if not self.bases and any(s is not None and s.shape[-1] > WIDE for s in step.hidden):
+            return self._survey(step, residual)
+        if self.bases:
+            self.trace.setdefault((step.branch, step.span.index), []).append(
+                (self._few(step.span.index, step.hidden), self._few(step.span.index, residual))
+            )
+            return None
         self.trace.setdefault((step.branch, step.span.index), []).append((step.hidden, residual))
+
+    def _survey(self, step: Step, residual: Streams) -> None:
+        """Where a wide model's streams are, and where they move."""
+        place, now = (step.branch, step.span.index), (step.hidden, residual)
+        for kind, (streams, before) in enumerate(zip(now, self._before.get(place, now), strict=True)):
+            for stream, (s, old) in enumerate(zip(streams, before, strict=True)):
+                if s is None or old is None:
+                    continue
+                key = (step.span.index, stream)
+                finder = self._finders.setdefault(key, RangeFinder(s.shape[-1], s.device))
+                finder.add(s - old)
+                if kind:
+                    finder.add(s)
+        self._before[place] = now
+
+    def _few(self, span: int, streams: Streams) -> Streams:
+        """Some tokens of streams, as they are seen, on the processor."""
+        return see(self.bases, span, tuple(map(_some, streams)))
 
     def rehearsals(self) -> tuple[FeaturePolicy, ...]:
         return self._rehearsals
 
-    def estimated(self, step: Step, state: Past, residual: Streams) -> None:
-        self.closed.append(Sample(step, state, residual))
+    def estimated(self, step: Step, state: Past | Seen, residual: Streams) -> None:
+        if isinstance(state, Past):
+            self.closed.append(Sample(step, state, residual))
+            return
+        span, past = step.span.index, state.past
+        few = (tuple(map(_some, streams)) for streams in (past.hidden, past.residual, past.slope))
+        small = Step(step.index, step.total, step.timestep, step.branch, step.span, True, (), None, _nothing)
+        small = replace(small, hidden=self._few(span, step.hidden))
+        self.closed.append(Sample(small, Past(past.index, *few), self._few(span, residual)))
 
     @property
     def schedule(self) -> Schedule:
@@ -143,6 +191,9 @@ class LadderRecorder(Recorder):
 
     def _digest(self) -> None:
         """Stream the finished generation into the Gram matrices, or hold it out."""
+        if self._finders:
+            self.bases = {key: finder.basis() for key, finder in self._finders.items()}
+            self._finders, self._before = {}, {}
         if not self.trace and not self.closed:
             return
         self.bins = self.bins or self._affordable_bins()
@@ -166,19 +217,23 @@ class LadderRecorder(Recorder):
     def _affordable_bins(self) -> int:
         """As many bins as there are steps, unless the Gram matrices would outgrow ``GRAM_BYTES``."""
         first = {span: steps[0][0] for (_, span), steps in self.trace.items()}
-        columns = [3 * h.shape[-1] + 1 for streams in first.values() for h in streams if h is not None]
-        cost = 8 * self.longest * sum(n * (n + n // 3) for n in columns)
-        if cost > GRAM_BYTES:
+        widths = [WIDTH if self.bases else h.shape[-1] for streams in first.values() for h in streams if h is not None]
+        cost, most = 8 * self.longest * sum((3 * w + 1) * (4 * w + 1) for w in widths), GRAM_BYTES
+        if self.bases:
+            most = SEEN_GRAM_BYTES
+        if cost > most:
             raise CalibrationError(
                 f"Fitting fastcache to this model takes {cost / 2**30:.1f} GiB of Gram matrices, more than "
-                f"{GRAM_BYTES / 2**30:.0f}. Give a smaller longest than {self.longest}, or use a policy without maps."
+                f"{most / 2**30:.0f}. Give a smaller longest than {self.longest}, or larger spans."
             )
-        return max(min(MOST_BINS, len(self.timesteps), GRAM_BYTES // cost), 1)
+        return max(min(MOST_BINS, len(self.timesteps), most // cost), 1)
 
     def _add(self, given: Iterable[Sample], weight: float) -> None:
         for step, past, residual in given:
             gap = step.index - past.index
             place = step.index * self.bins // len(self.timesteps)
+            if self.bases:
+                step, past, residual = replace(step, hidden=narrow(step.hidden)), narrowed(past), narrow(residual)
             for stream, (hidden, true) in enumerate(zip(step.hidden, residual, strict=True)):
                 before = past.residual[stream]
                 if hidden is None or true is None or before is None:
@@ -194,6 +249,7 @@ class LadderRecorder(Recorder):
             raise CalibrationError(f"Every {HOLD_OUT}rd generation is held out: give at least {self.least} seeds.")
         cells, summary = self._choose()
         tensors, index = packed(cells)
+        tensors |= {f"basis.{span}.{stream}": basis for (span, stream), basis in self.bases.items()}
         numbers = {
             "span": self.span,
             "longest": self.longest,
@@ -202,7 +258,7 @@ class LadderRecorder(Recorder):
             "bins": self.bins,
             "cells": index,
             "ladder": summary,
-            **self._gates(Ladder(self.schedule, self.bins, cells)),
+            **self._gates(self._estimator(cells)),
         }
         return tensors, numbers
 
@@ -212,7 +268,7 @@ class LadderRecorder(Recorder):
         ladders = {
             rung: {cell: solve(rung, gram, RIDGE, self.rank) for cell, gram in self.grams.items()} for rung in allowed
         }
-        errors = {rung: self._errors(Ladder(self.schedule, self.bins, cells)) for rung, cells in ladders.items()}
+        errors = {rung: self._errors(self._estimator(cells)) for rung, cells in ladders.items()}
         chosen: dict[Cell, Weights] = {}
         for cell in self.grams:
             best = min(errors[rung].get(cell, _Error()).rms for rung in allowed)
@@ -232,7 +288,11 @@ class LadderRecorder(Recorder):
             )
         return chosen, summary
 
-    def _errors(self, estimator: Ladder) -> dict[Cell, _Error]:
+    def _estimator(self, cells: dict[Cell, Weights]) -> Estimator:
+        ladder = Ladder(self.schedule, self.bins, cells)
+        return Inside(ladder) if self.bases else ladder
+
+    def _errors(self, estimator: Estimator) -> dict[Cell, _Error]:
         """Held-out relative errors of the residual, by cell."""
         found: dict[Cell, _Error] = {}
         for step, past, residual in self._held_out:
@@ -244,7 +304,7 @@ class LadderRecorder(Recorder):
                     error.add(change_of(hidden + guess, hidden + true))
         return found
 
-    def _gates(self, estimator: Ladder) -> dict[str, Any]:
+    def _gates(self, estimator: Estimator) -> dict[str, Any]:
         """``(scale, dof, worst)`` per span, step and gap, and the cross-fitted levels
         (:mod:`tenuto.diffusion.gate`): of cached runs where there were rehearsals, else of uncached ones."""
         found, judged = [], []

@@ -47,6 +47,7 @@ from tenuto.diffusion.policies.every_n import WholeStack
 from tenuto.diffusion.policy import Composition, Estimator, FeaturePolicy, Paper, Recorder, Scope, Span, Step, StepGate
 from tenuto.diffusion.refit import LadderRecorder, Sample, error_ratios
 from tenuto.diffusion.saliency import MergedTokens, MotionTokens
+from tenuto.diffusion.subspace import ProjectedLadder
 from tenuto.diffusion.trajectory import Schedule, change_of
 from tenuto.errors import CalibrationError, PolicyError, closest
 
@@ -288,7 +289,7 @@ class FastCache(FeaturePolicy):
         corrector = MergedTokens(self.tokens) if self.merge else MotionTokens(self.tokens)
         return Composition(Chunks(self.span), gate, estimator, corrector if self.tokens else None)
 
-    def _fitted(self, profile: Profile | None) -> tuple[Schedule, StepGate, Ladder]:
+    def _fitted(self, profile: Profile | None) -> tuple[Schedule, StepGate, Estimator]:
         if profile is None or not set(profile.numbers) >= NEEDED:
             raise CalibrationError("fastcache needs fitted maps and gates: run `tenuto calibrate fastcache`.")
         numbers = profile.numbers
@@ -305,7 +306,10 @@ class FastCache(FeaturePolicy):
             )
         schedule = Schedule(tuple(numbers["timesteps"]))
         ladder = Ladder(schedule, numbers["bins"], unpacked(profile.tensors, numbers["cells"]))
-        return schedule, self._gate(schedule, numbers["gates"], numbers["levels"]), ladder
+        names = [name.split(".") for name in profile.tensors if name.startswith("basis.")]
+        bases = {(int(span), int(i)): profile.tensors[f"basis.{span}.{i}"] for _, span, i in names}
+        estimator = ProjectedLadder(ladder, bases) if bases else ladder
+        return schedule, self._gate(schedule, numbers["gates"], numbers["levels"]), estimator
 
     def _gate(
         self, schedule: Schedule, gates: Sequence[Sequence[Sequence[Sequence[float]]]], levels: Sequence[float]
