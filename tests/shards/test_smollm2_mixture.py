@@ -1,9 +1,9 @@
 """SmolLM2 as a mixture of 16 experts on shards: the same tokens, and logits as near as the precision allows.
 
-What may differ is the order of sums. A logit of size ``s`` goes through ``layers`` layers with sums of at most ``terms``
-terms, so at most it changes by about ``layers * terms * eps * s``, and by the root of that number of sums where errors
-are independent. In float64 that leaves no near ties: neither the router's choice nor the next token goes the other way.
-In float32 they may, so there all experts are chosen and the tokens are given.
+What may differ is the order of sums. A logit of size ``s`` goes through ``layers`` layers with sums of at most
+``terms`` terms, so at most it changes by about ``layers * terms * eps * s``, and by the root of that number of sums
+where errors are independent. In float64 that leaves no near ties: neither the router's choice nor the next token goes
+the other way. In float32 they may, so there all experts are chosen and the tokens are given.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def padded(language: Any) -> dict[str, torch.Tensor]:
 
 
 def written(model: Any, given: dict[str, torch.Tensor], cache: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens written greedily ``[batch, STEPS]``, and logits ``[batch, STEPS, vocabulary]`` (``generate`` rounds them)."""
+    """Tokens written greedily ``[batch, STEPS]`` and their logits, which ``generate`` would round to float32."""
     ids, mask, said, logits = given["input_ids"], given["attention_mask"], [], []
     for _ in range(STEPS):
         places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
