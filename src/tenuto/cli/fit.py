@@ -130,7 +130,8 @@ def calibrate_diffusion(
 
     chosen = catalog.parse(policy, "diffusion")
     check_file(out or own_place(chosen), ".safetensors")
-    profile = fit_profile(load_model(model, device), chosen, steps=steps, guidance=guidance, seed=seed, runs=runs)
+    loaded = load_model(model, device)
+    profile = fit_profile(loaded, chosen, steps=steps, guidance=guidance, seed=seed, runs=runs, tell=click.echo)
     path = profile.save(out or own_place(chosen, profile))
     for rung in profile.numbers.get("ladder", ()):
         click.echo(

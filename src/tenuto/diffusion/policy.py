@@ -243,6 +243,10 @@ class Recorder(ABC):
     def fit(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tensors and JSON-ready numbers of the profile."""
 
+    def memory(self, channels: int, streams: int, steps: int) -> int:
+        """Bytes of host memory that the fit will hold at most, for so many streams (of all spans) and steps."""
+        return 0
+
     def rehearsals(self) -> tuple[FeaturePolicy, ...]:
         """Policies to run next, in shadow mode and with the profile just fitted, for a closed-loop refit: what they
         estimate is shown to :meth:`estimated`, then ``fit`` is called again. None by default."""

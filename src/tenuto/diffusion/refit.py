@@ -67,6 +67,11 @@ def _some(stream: torch.Tensor | None) -> torch.Tensor | None:
     return stream[:, chosen].float().cpu()
 
 
+def _gram_bytes(widths: list[int], longest: int) -> int:
+    """Bytes of the Gram matrices of one bin of the schedule, for streams of these widths."""
+    return 8 * longest * sum((3 * w + 1) * (4 * w + 1) for w in widths)
+
+
 def _nothing() -> torch.Tensor:
     raise NotImplementedError("a recorded step has no modulated input")
 
@@ -214,13 +219,17 @@ class LadderRecorder(Recorder):
     def _held_out(self) -> Iterator[Sample]:
         return chain(chain.from_iterable(held() for held in self.held_open), *self.held_closed)
 
+    def memory(self, channels: int, streams: int, steps: int) -> int:
+        wide = channels > WIDE
+        per_bin = _gram_bytes([WIDTH if wide else channels] * streams, self.longest)
+        most = SEEN_GRAM_BYTES if wide else GRAM_BYTES
+        return per_bin * max(min(MOST_BINS, steps, most // max(per_bin, 1)), 1)
+
     def _affordable_bins(self) -> int:
         """As many bins as there are steps, unless the Gram matrices would outgrow ``GRAM_BYTES``."""
         first = {span: steps[0][0] for (_, span), steps in self.trace.items()}
         widths = [WIDTH if self.bases else h.shape[-1] for streams in first.values() for h in streams if h is not None]
-        cost, most = 8 * self.longest * sum((3 * w + 1) * (4 * w + 1) for w in widths), GRAM_BYTES
-        if self.bases:
-            most = SEEN_GRAM_BYTES
+        cost, most = _gram_bytes(widths, self.longest), SEEN_GRAM_BYTES if self.bases else GRAM_BYTES
         if cost > most:
             raise CalibrationError(
                 f"Fitting fastcache to this model takes {cost / 2**30:.1f} GiB of Gram matrices, more than "

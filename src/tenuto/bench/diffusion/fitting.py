@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from tenuto.bench.diffusion.job import CALIBRATION_OFFSET, CLASSES, Job, labels_
 from tenuto.calibration import Profile, find, profile_folders
 from tenuto.diffusion.attach import serves
 from tenuto.diffusion.calibrate import calibrate
+from tenuto.diffusion.models import find_denoisers
 from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.errors import CalibrationError, InputError
 from tenuto.zoo.pipelines import ImageModel
@@ -38,9 +39,18 @@ def _setting(model: ImageModel, steps: int, guidance: float) -> dict[str, Any]:
 
 
 def fit_profile(
-    model: ImageModel, policy: FeaturePolicy, *, steps: int, guidance: float, seed: int, runs: int | None = None
+    model: ImageModel,
+    policy: FeaturePolicy,
+    *,
+    steps: int,
+    guidance: float,
+    seed: int,
+    runs: int | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Profile:
     """Calibrate a policy on uncached generations of ten pictures, with the seeds from ``seed`` on.
+
+    ``tell`` is told, before anything is fitted, what memory and time it will take.
 
     Raises:
         PolicyError: the policy needs no calibration.
@@ -57,6 +67,16 @@ def fit_profile(
         model.draw(labels_of(range(CLASSES)), range(first, first + CLASSES), steps, guidance)
 
     settings = {**_setting(model, steps, guidance), "seed": seed, "pictures": runs * CLASSES}
+    if tell:
+        started = time.perf_counter()
+        model.draw(labels_of(range(CLASSES)), range(seed, seed + CLASSES), 1, guidance)
+        seconds = (time.perf_counter() - started) * steps * runs * passes
+        config = model.pipe.transformer.config
+        streams = len(recorder.scope.spans(find_denoisers(model.pipe)[0].lists))
+        memory = recorder.memory(config.num_attention_heads * config.attention_head_dim, streams, steps)
+        tell(
+            f"{passes * runs} generations of {steps} steps: about {seconds:.0f} s, {memory / 2**20:.0f} MiB of memory."
+        )
     started = time.perf_counter()
     with Calls(model, passes * runs * steps, f"calibrate {catalog.text(policy)}"):
         seeds = range(seed, seed + runs * CLASSES, CLASSES)
