@@ -27,7 +27,7 @@ def test_the_law_of_the_errors_is_found(power: float) -> None:
     model = ErrorModel.first(scale, 1)
     for gap in (2, 4, 1, 3, 5, 2, 6, 3, 4, 2, 5, 1):
         model = model.after(scale * gap**power, gap)
-    for gap in (2, 4):  # the prior of the exponent is 1, its weight half a unit of squared log gap
+    for gap in (2, 4):  # the prior of the exponent, 1, keeps a part of its weight
         assert bound(model, gap) == pytest.approx([float(s) * gap**power for s in scale], rel=0.25)
     assert float(model.spread.max()) < 0.3
 

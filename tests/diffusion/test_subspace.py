@@ -101,4 +101,4 @@ def test_what_lies_outside_the_basis_is_repeated() -> None:
         estimator.estimate(estimator.observe(None, make_step(3, hidden), r), now)[0] for r in (residual, shifted)
     )
     assert plain is not None and with_it is not None
-    torch.testing.assert_close(with_it - plain, outside, atol=0.05, rtol=0)  # the basis is kept in half precision
+    assert float((with_it - plain - outside).norm()) < 0.02 * float(outside.norm())  # half precision, maps of 8 bits

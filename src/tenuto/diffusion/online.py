@@ -84,7 +84,8 @@ class ErrorModel:
         spread = (SPREAD_KEPT * self.spread.square() + (1 - SPREAD_KEPT) * missed.square()).sqrt()
         further = distance - self.last[0]
         weight = SPREAD_KEPT * self.weight + further**2
-        product = SPREAD_KEPT * self.product + further * (seen - self.last[1]).clamp(-MOST_MISS, MOST_MISS)
+        found = ((seen - self.last[1]) / further).clamp(*EXPONENTS) if further else self.exponent
+        product = SPREAD_KEPT * self.product + further**2 * found
         exponent = ((EXPONENT_WEIGHT * EXPONENT + product) / (EXPONENT_WEIGHT + weight)).clamp(*EXPONENTS)
         level = self.level + (self.exponent - exponent) * distance + LEVEL * missed
         trend = (TREND * missed).clamp_min(0)
