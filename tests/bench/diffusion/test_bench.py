@@ -27,7 +27,12 @@ from tenuto.telemetry import Telemetry
 from tenuto.zoo.pipelines import ImageModel, load_model
 
 JOB = Job(steps=8, samples=12, guidance=1.5, seed=2)
-POLICIES = [tenuto.EveryN(), tenuto.EveryN(n=4), tenuto.FirstBlock(threshold=0.0), tenuto.FastCache(rtol=10.0)]
+POLICIES = [
+    tenuto.EveryN(),
+    tenuto.EveryN(n=4),
+    tenuto.FirstBlock(threshold=0.0),
+    tenuto.FastCache(rtol=10.0, fit="profile"),
+]
 Measured = tuple[Path, dict[str, Run]]
 
 
@@ -42,7 +47,13 @@ def measured(tiny_model: Path, offline: None, tmp_path_factory: pytest.TempPathF
 
 def test_records_are_what_was_returned(measured: Measured) -> None:
     out, runs = measured
-    assert list(runs)[:5] == ["none", "every_n", "every_n:n=4", "first_block:threshold=0.0", "fastcache:rtol=10.0"]
+    assert list(runs)[:5] == [
+        "none",
+        "every_n",
+        "every_n:n=4",
+        "first_block:threshold=0.0",
+        "fastcache:rtol=10.0,fit=profile",
+    ]
     assert {run.policy: run for run in read_runs(out)} == runs
     assert not list(out.rglob("*.tmp"))
     json.dumps([run.row() for run in runs.values()], allow_nan=False)
@@ -94,7 +105,7 @@ def test_a_gate_that_never_opens_has_no_speedup(measured: Measured) -> None:
 
 def test_a_policy_without_profile_is_calibrated(measured: Measured) -> None:
     out, runs = measured
-    run = runs["fastcache:rtol=10.0"]
+    run = runs["fastcache:rtol=10.0,fit=profile"]
     assert run.calibration_seconds > 0
     assert run.reuse_ratio > 0
     assert runs["every_n"].calibration_seconds == 0

@@ -90,6 +90,12 @@ def test_seeds_to_fit_on_and_to_judge_by_are_kept_apart(model: ImageModel, profi
     profiles_for(model, [MILD], replace(JOB, seed=496), [profile], tmp_path)
 
 
+def test_a_policy_that_may_do_without_is_not_fitted(model: ImageModel, tmp_path: Path) -> None:
+    policies = [tenuto.FastCache(), tenuto.FastCache(fit="online")]
+    assert profiles_for(model, policies, JOB, [], tmp_path / "profiles") == {}
+    assert not (tmp_path / "profiles").exists()
+
+
 def test_profiles_that_do_not_belong_here(model: ImageModel, profile: Profile, tmp_path: Path) -> None:
     other = replace(profile, fingerprint="0123456789abcdef")
     with pytest.raises(CalibrationError, match=f"0123456789abcdef.*{model.fingerprint}"):
