@@ -25,7 +25,7 @@ __all__ = ["NAME", "Affinity", "calibrate_affinity"]
 
 AWAY = 16
 """Tokens nearer than this to the query do not count: they are read anyway."""
-NAME = "moe"
+NAME = "shards"
 """Of profiles: ``tenuto calibrate shards`` makes them."""
 
 

@@ -229,12 +229,11 @@ def rank_main(job: ShardingJob, done: Sequence[str], keep: Callable[[list[str], 
 
     mesh = open_mesh(job.ranks) if job.ranks > 1 else None
     language = load_language(job.model)
-    model = language.model
     if job.experts:
         as_mixture(language, job.experts, job.top_k)
     ids = torch.cat([text_of(language, seed, job.context + job.tokens + 1) for seed in range(job.rows)])
+    model, layout = language.model, find_layout(language.model)
     plain, own_speed = _forced(model, DynamicCache(config=model.config), ids, job)
-    layout = find_layout(model)
     own = _perplexity(plain, ids, job)
     shared: dict[str, Any] = {
         "model": job.model,
@@ -248,15 +247,8 @@ def rank_main(job: ShardingJob, done: Sequence[str], keep: Callable[[list[str], 
         "steps": job.tokens,
     }
     full = job.rows * (job.context + job.tokens) * layout.token_bytes
-    first = ShardsRun(
-        placement=BASELINE,
-        selector="all",
-        perplexity=own,
-        tokens_per_s=own_speed,
-        bytes_held=[full],
-        bytes_full=full,
-        **shared,
-    )
+    held: dict[str, Any] = {"bytes_held": [full], "bytes_full": full}
+    first = ShardsRun(placement=BASELINE, selector="all", perplexity=own, tokens_per_s=own_speed, **held, **shared)
     if json.dumps(job.keys[0]) not in done:
         keep(job.keys[0], first)
     demoted = Schedule(resident=job.resident, utility=job.utility, lossy=job.lossy) if job.resident < 1 else None
@@ -269,8 +261,8 @@ def rank_main(job: ShardingJob, done: Sequence[str], keep: Callable[[list[str], 
         with shard(model, placed, mesh=mesh, selector=selector, schedule=demoted, codec=codec) as run:
             logits, speed = _forced(model, run.cache(), ids, job)
             facts = run.summary()
-        numbers: dict[str, Any] = {"perplexity": _perplexity(logits, ids, job), "tokens_per_s": speed, **_facts(facts)}
-        numbers |= {"codec": codec, "schedule": job.schedule}
+        numbers: dict[str, Any] = {"tokens_per_s": speed, "codec": codec, "schedule": job.schedule, **_facts(facts)}
+        numbers["perplexity"] = _perplexity(logits, ids, job)
         keep(key, ShardsRun(placement=name, selector=chosen, **numbers, **_apart(plain, logits), **shared))
 
 
