@@ -96,13 +96,24 @@ def test_bounds_add_up_to_the_budget_and_the_worst_sample_decides() -> None:
     gate = OnlineGate(0.5, ErrorBudget(rtol=0.1), 9)  # the median: the spread adds nothing
     better, worse = [math.log(0.001), 1.0, 0.3, 0.0], [math.log(0.02), 1.0, 0.3, 0.0]
     state = gate.settled(gate.init(), told(0), gate.judge(None, told(0))[0], True)
+    state = gate.settled(state, told(4), gate.judge(state, told(4))[0], True)
     seen = []
-    for index in (1, 2, 3):
+    for index in (5, 6, 7):
         verdict, state = gate.judge(state, told(index, better, worse))
         seen.append((verdict.reuse, verdict.statistic, verdict.critical))
         state = gate.settled(state, told(index), verdict, False)
     assert [reuse for reuse, *_ in seen] == [True, True, False]
     assert [it for _, *it in seen] == [pytest.approx(it) for it in ([0.02, 0.1], [0.04, 0.08], [0.06, 0.04])]
+
+
+def test_a_skip_is_at_most_twice_as_long_as_the_one_before() -> None:
+    gate, nothing = OnlineGate(0.05, ErrorBudget(rtol=1.0), 9), [math.log(1e-6), 1.0, 0.0, 0.0]
+    state, computed = None, []
+    for index in range(40):
+        verdict, state = gate.judge(state, told(index, nothing))
+        computed += [] if verdict.reuse else [index]
+        state = gate.settled(state, told(index), verdict, not verdict.reuse)
+    assert computed == [0, 2, 6, 14, 24, 34], "and at most longest estimates"
 
 
 def test_a_wider_spread_and_a_rising_level_ask_for_more() -> None:

@@ -39,6 +39,7 @@ LEAST_ERROR = 1e-6  # rounding in single precision
 EXPONENT, EXPONENTS, EXPONENT_WEIGHT = 1.0, (0.5, 2.5), 0.5
 LEVEL, SPREAD, SPREAD_KEPT, MOST_MISS = 0.8, 0.3, 0.8, 2.0
 TREND = 0.5
+GROWTH = 2
 
 
 class _Bound(NamedTuple):
@@ -189,9 +190,11 @@ class OnlineEstimator(Estimator):
 
 @dataclass(frozen=True, slots=True)
 class _GateState:
-    """The last computed step, what has been spent, and what an estimate at this step would cost."""
+    """The last computed step, the steps from the one before to it, what has been spent, and what an estimate at this
+    step would cost."""
 
     index: int
+    gap: int
     budget: ErrorBudget
     charge: float = 0.0
 
@@ -200,7 +203,8 @@ class _GateState:
 class OnlineGate(StepGate):
     """Reuse while the bounds that the estimator's own error model gives fit into what is left of the error budget.
 
-    The worst sample decides. Nothing is known before two steps were computed: then it computes.
+    The worst sample decides. Nothing is known before two steps were computed: then it computes. From one computed step
+    to the next are at most ``GROWTH`` times as many steps as before: an error seen near tells little about far.
     """
 
     alpha: float
@@ -212,7 +216,9 @@ class OnlineGate(StepGate):
         return None
 
     def judge(self, state: _GateState | None, step: Step) -> tuple[Verdict, _GateState | None]:
-        known = step.expected() if state is not None and step.index - state.index <= self.longest else None
+        known = None
+        if state is not None and step.index - state.index <= min(self.longest, GROWTH * state.gap - 1):
+            known = step.expected()
         if state is None or known is None:
             return Verdict(reuse=False), state
         quantile = float(norm.isf(self.alpha))
@@ -224,4 +230,6 @@ class OnlineGate(StepGate):
     def settled(self, state: _GateState | None, step: Step, verdict: Verdict, computed: bool) -> _GateState | None:
         if not computed:
             return replace(state, budget=state.budget.spend(state.charge)) if state else None
-        return _GateState(step.index, state.budget.renew() if state else self.budget)
+        if state is None:
+            return _GateState(step.index, 1, self.budget)
+        return _GateState(step.index, step.index - state.index, state.budget.renew())
