@@ -21,11 +21,7 @@ SCRIPTS = sorted(
     for folder in ("tests", "scripts", "models", "benchmarks", "examples")
     for path in (ROOT / folder).rglob("*.py")
 )
-POLICIES = [
-    path
-    for path in SOURCES
-    if path.parent.name == "policies" and path.stem != "__init__" and path.parts[-3] in ("diffusion", "kv")
-]
+POLICIES = [path for path in SOURCES if path.parent.name == "policies" and path.stem != "__init__"]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -71,9 +67,9 @@ def no_docstring(text: str) -> list[str]:
 
 
 def not_one_method(text: str) -> list[str]:
-    bases = ("FeaturePolicy", "WrappingPolicy", "KVMethod")
+    bases = ("FeaturePolicy", "WrappingPolicy", "KVMethod", "Attention", "PromptMethod", "Assembler", "ShardMethod")
     names = [name for base in bases for name in subclasses(text, base)]
-    paper = re.search(r"https?://\S+", ast.get_docstring(ast.parse(text)) or "")
+    paper = re.search(r"https?://\S+|the baseline|a baseline", ast.get_docstring(ast.parse(text)) or "", re.I)
     return ([] if len(names) == 1 else [f"policies {names}, one allowed"]) + ([] if paper else ["no link to the paper"])
 
 

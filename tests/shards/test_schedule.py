@@ -11,7 +11,8 @@ from transformers import DynamicCache
 
 from tenuto.errors import AttachError, InputError, PolicyError, StoreError
 from tenuto.shards import Expert, KeyCluster, RoundRobin, Schedule, Summary, shard
-from tenuto.shards.schedule import UTILITIES, Use
+from tenuto.shards.policies.pikv import UTILITIES
+from tenuto.shards.schedule import Use
 from tenuto.testing.kv import follow, tokens
 from tenuto.tiers.host import HostTier
 

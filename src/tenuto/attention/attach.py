@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -24,8 +24,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
 from tenuto.attention.cache import state_in
-from tenuto.attention.named import parse
 from tenuto.attention.policy import Attention, Call, Heads, Rotate, Shape
+from tenuto.discover import methods, parse
 from tenuto.errors import AttachError, InputError, ModelError
 
 __all__ = ["Retrofitted", "added", "attention_of", "load", "retrofit", "watch"]
@@ -240,7 +240,8 @@ def load(folder: str | Path, attention: Attention | None = None) -> Any:
     if attention is not None and text != str(attention):
         raise ModelError(f"{folder} was trained with {text}, not {attention}. Give that, or another folder.")
     setattr(config.get_text_config(decoder=True), FIELD, None)
-    model = retrofit(AutoModelForCausalLM.from_config(config, dtype=config.dtype), parse(text))
+    policy = cast(Attention, parse(text, methods(Attention)))
+    model = retrofit(AutoModelForCausalLM.from_config(config, dtype=config.dtype), policy)
     weights: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         weights |= load_file(file)

@@ -102,7 +102,11 @@ def _talk(
         raise InputError(f"A policy and a budget go together; missing here: {lacking}.")
     chosen = catalog.parse(policy, "kv") if policy else None
     allowed = MemoryBudget.parse(budget) if budget else None
-    merge = None if semtoken is None else SemToken.parse(semtoken)
+    merge = (
+        None
+        if semtoken is None
+        else catalog.parse(f"{SemToken.name}:{semtoken}" if semtoken else SemToken.name, "prompt")
+    )
     first = read_prompt(prompt_file) if prompt_file else None
     with ExitStack() as stack:
         kept = stack.enter_context(PrefixStore(store)) if store else None

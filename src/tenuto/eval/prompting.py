@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -33,9 +33,10 @@ from tenuto.eval.tasks.texts import TEXT_TASKS
 from tenuto.kv.attach import AttachedRun, attach
 from tenuto.kv.policies.snapkv import SnapKV
 from tenuto.kv.policy import KVMethod, KVPolicy
-from tenuto.prompt.policies.chance import RandomSpans
-from tenuto.prompt.policies.drop import DropNorm, DropSurprise
+from tenuto.prompt.policies.drop_norm import DropNorm
+from tenuto.prompt.policies.drop_surprise import DropSurprise
 from tenuto.prompt.policies.fixed import FixedGroups
+from tenuto.prompt.policies.random_spans import RandomSpans
 from tenuto.prompt.policies.semtoken import SemToken
 from tenuto.prompt.policy import PromptMethod
 from tenuto.prompt.read import Prompt, read
@@ -318,7 +319,8 @@ def read_ratios(ratio: str, semtoken: str) -> list[SemToken]:
     Raises:
         PolicyError: a number is wrong, or an option unknown.
     """
-    return [SemToken.parse(f"{semtoken},ratio={part}".strip(",")) for part in ratio.split(",")]
+    texts = [f"{semtoken},ratio={part}".strip(",") for part in ratio.split(",")]
+    return [cast(SemToken, catalog.parse(f"{SemToken.name}:{text}", "prompt")) for text in texts]
 
 
 def read_kinds(given: str) -> list[str]:

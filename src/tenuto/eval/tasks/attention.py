@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tenuto.attention import PiAttention, watch
+from tenuto.attention import watch
 from tenuto.attention.policy import shares
 from tenuto.calibration import fingerprint
 from tenuto.errors import InputError, closest
@@ -178,8 +178,7 @@ def _measure(model: Any, log: TrainingLog, tokens: Tokens, job: AttentionJob) ->
 def _period(attention: str) -> int:
     """Tokens between two skips of a periodic pattern, 0 for any other attention."""
     policy = put_on(attention)
-    attending = policy.attending if policy else None
-    return attending.stride if isinstance(attending, PiAttention) else 0
+    return policy.attending.period if policy else 0
 
 
 @torch.inference_mode()

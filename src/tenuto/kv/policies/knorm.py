@@ -35,7 +35,8 @@ class Knorm(KVMethod):
     """Keep the keys of small norm.
 
     Attributes:
-        sinks, window: first and last tokens that are always kept.
+        sinks: first tokens that are always kept.
+        window: last tokens that are always kept.
     """
 
     sinks: int = 0
