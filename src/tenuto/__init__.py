@@ -39,7 +39,6 @@ if TYPE_CHECKING:
         StoreError,
         TenutoError,
     )
-    from tenuto.eval.run import Run
     from tenuto.kv.offload.settings import Prefetch
     from tenuto.kv.policies.adakv import AdaKV
     from tenuto.kv.policies.cake import Cake
@@ -67,6 +66,7 @@ if TYPE_CHECKING:
     from tenuto.prompt.policies.fixed import FixedGroups
     from tenuto.prompt.policies.random_spans import RandomSpans
     from tenuto.prompt.policies.semtoken import SemToken
+    from tenuto.records.diffusion import Run
     from tenuto.reuse.chunks import ChunkStore
     from tenuto.reuse.policies.cacheblend import CacheBlend
     from tenuto.reuse.policies.cachecraft import CacheCraft
@@ -125,7 +125,7 @@ _HOMES = {
     "RandomSpans": "tenuto.prompt.policies.random_spans",
     "RazorAttention": "tenuto.kv.policies.razor_attention",
     "RoundRobin": "tenuto.shards.policies.round_robin",
-    "Run": "tenuto.eval.run",
+    "Run": "tenuto.records.diffusion",
     "Scissorhands": "tenuto.kv.policies.scissorhands",
     "SemToken": "tenuto.prompt.policies.semtoken",
     "ShadowKV": "tenuto.kv.policies.shadowkv",
