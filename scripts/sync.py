@@ -35,6 +35,21 @@ PUBLIC = {
     "tenuto.reuse.chunks": ["ChunkStore"],
     "tenuto.reuse.prefix": ["PrefixStore"],
 }
+PUBLIC_IN = {
+    "attention": {
+        "tenuto.attention.attach": ["added", "attention_of", "load", "retrofit", "watch"],
+        "tenuto.attention.cache": ["held"],
+        "tenuto.attention.policies.mka": ["keep_far"],
+    },
+    "shards": {
+        "tenuto.shards.attach": ["ShardedRun", "shard"],
+        "tenuto.shards.calibrate": ["calibrate_affinity"],
+        "tenuto.shards.mesh": ["open_mesh"],
+        "tenuto.shards.policies.pikv": ["Affinity", "Expert", "Router", "Schedule"],
+    },
+}
+"""What the package of a family names besides its methods."""
+
 TITLES = {
     "diffusion": "Diffusion transformers",
     "kv": "KV caches of language models",
@@ -262,21 +277,26 @@ def cli_page() -> str:
     return "\n".join(parts)
 
 
-def exports() -> str:
-    """The generated part of ``src/tenuto/__init__.py``: the public names, sorted."""
-    homes = {module: list(names) for module, names in PUBLIC.items()}
-    for info in own_methods():
+def _rank(name: str) -> tuple[bool, bool, str]:
+    """The order of names in an import: capitals, classes, others."""
+    return not name.isupper(), not name[0].isupper(), name.casefold()
+
+
+def exports(public: dict[str, list[str]], infos: list[Any], version: tuple[str, ...] = ()) -> str:
+    """The generated part of an ``__init__.py``: the public names and the classes of methods, sorted."""
+    homes = {module: list(names) for module, names in public.items()}
+    for info in infos:
         homes.setdefault(info.cls.__module__, []).append(info.cls.__name__)
     imports = []
     for module, names in sorted(homes.items()):
-        line = f"    from {module} import {', '.join(sorted(names, key=str.casefold))}"
+        line = f"    from {module} import {', '.join(sorted(names, key=_rank))}"
         if len(line) > 120:
             line = line.replace(" import ", " import (\n        ").replace(", ", ",\n        ") + ",\n    )"
         imports.append(line)
     home = {name: module for module, names in homes.items() for name in names}
     lines = ["if TYPE_CHECKING:", *imports, "", "_HOMES = {"]
     lines += [f'    "{name}": "{home[name]}",' for name in sorted(home)]
-    lines += ["}", "__all__ = [", *(f'    "{name}",' for name in sorted([*home, "__version__"])), "]"]
+    lines += ["}", "__all__ = [", *(f'    "{name}",' for name in sorted([*home, *version])), "]"]
     return "\n".join(lines) + "\n"
 
 
@@ -288,7 +308,12 @@ def wanted() -> dict[Path, str]:
         nav += f"      - {TITLES[family]}:\n"
         nav += "".join(f"          - {info.name}: methods/{info.name}.md\n" for info in own_methods(family))
     files = {
-        init: between(init, "#", exports()),
+        init: between(init, "#", exports(PUBLIC, own_methods(), ("__version__",))),
+        **{
+            path: between(path, "#", exports(public, own_methods(family)))
+            for family, public in PUBLIC_IN.items()
+            for path in [ROOT / f"src/tenuto/{family}/__init__.py"]
+        },
         readme: between(readme, "<!--", names_of_all()),
         site: between(site, "#", nav),
         ROOT / "docs/cli.md": cli_page(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# sync: begin (written by `make sync`)
 if TYPE_CHECKING:
     from tenuto.attention.attach import added, attention_of, load, retrofit, watch
     from tenuto.attention.cache import held
@@ -15,23 +16,22 @@ if TYPE_CHECKING:
     from tenuto.attention.policies.window import Window
 
 _HOMES = {
-    "FastMKA": "policies.fastmka",
-    "MKA": "policies.mka",
-    "PiAttention": "policies.pi_attention",
-    "ShortConv": "policies.short_conv",
-    "Window": "policies.window",
-    "added": "attach",
-    "attention_of": "attach",
-    "held": "cache",
-    "keep_far": "policies.mka",
-    "load": "attach",
-    "retrofit": "attach",
-    "watch": "attach",
+    "FastMKA": "tenuto.attention.policies.fastmka",
+    "MKA": "tenuto.attention.policies.mka",
+    "PiAttention": "tenuto.attention.policies.pi_attention",
+    "ShortConv": "tenuto.attention.policies.short_conv",
+    "Window": "tenuto.attention.policies.window",
+    "added": "tenuto.attention.attach",
+    "attention_of": "tenuto.attention.attach",
+    "held": "tenuto.attention.cache",
+    "keep_far": "tenuto.attention.policies.mka",
+    "load": "tenuto.attention.attach",
+    "retrofit": "tenuto.attention.attach",
+    "watch": "tenuto.attention.attach",
 }
-
 __all__ = [
-    "MKA",
     "FastMKA",
+    "MKA",
     "PiAttention",
     "ShortConv",
     "Window",
@@ -43,10 +43,11 @@ __all__ = [
     "retrofit",
     "watch",
 ]
+# sync: end
 
 
 def __getattr__(name: str) -> Any:
     """A public name, imported when it is first asked for: the contract needs no model library."""
     if name not in _HOMES:
         raise AttributeError(f"module 'tenuto.attention' has no public name {name!r}.")
-    return getattr(importlib.import_module(f"tenuto.attention.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)

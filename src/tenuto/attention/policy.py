@@ -182,6 +182,11 @@ class Attention(Method, ABC):
         return self
 
     @property
+    def whole(self) -> bool:
+        """Whether every token attends to all before it."""
+        return False
+
+    @property
     def period(self) -> int:
         """Tokens from skip to skip of a pattern that repeats, 0 for any other."""
         return 0

@@ -11,6 +11,7 @@ from tenuto.cli.group import (
     FILE,
     FOLDER,
     Group,
+    MethodCommand,
     command,
     device_option,
     experts_option,
@@ -36,7 +37,7 @@ def bench() -> None:
 
 @bench.command()
 @model_option
-@click.option("--policies", required=True, help='For example "first_block:threshold=0.1,fastcache:alpha=0.05".')
+@click.option("--policies", required=True, help='Diffusion methods, "name:option=value,name,...".')
 @steps_option
 @click.option("--samples", default=64, show_default=True, type=click.IntRange(1), help="Pictures per policy.")
 @guidance_option
@@ -77,7 +78,7 @@ def diffusion(
 
 @bench.command()
 @language_option
-@click.option("--policies", required=True, help='For example "snapkv,adakv+kivi:bits=4".')
+@click.option("--policies", required=True, help='KV methods, "name,name:option=value,name+name,...".')
 @click.option("--budget", "budgets", required=True, multiple=True, help="keep=0.25, tokens=512, bytes=20MiB.")
 @click.option("--context", default="1024", show_default=True, help="Tokens of the contexts, for example 1024,2048.")
 @click.option(
@@ -171,11 +172,11 @@ def store(
         click.echo(f"Records: {out} (now: tenuto report {shlex.quote(str(out))})", err=as_json)
 
 
-@bench.command()
+@bench.command(cls=MethodCommand)
 @language_option
 @click.option("--ratio", default="0.5", show_default=True, help="Entries over tokens, for example 0.75,0.5,0.33.")
-@click.option("--semtoken", default="", help="Settings, for example layer=4,most=8.")
-@click.option("--policy", help="Also SemToken with a KV policy, for example snapkv+kivi:bits=4.")
+@click.option("--method", "texts", multiple=True, help="May be repeated [default: all of the family but baselines].")
+@click.option("--policy", help="Also the method with a KV policy, which keeps half of its entries.")
 @click.option("--kinds", default="logs,prose", show_default=True, help="Texts: see the docs; for example logs,code.")
 @click.option("--context", default=2048, show_default=True, type=click.IntRange(2), help="Tokens of a context.")
 @click.option("--examples", default=12, show_default=True, type=click.IntRange(1), help="Per kind and ratio.")
@@ -186,7 +187,7 @@ def store(
 def prompt(
     model: str,
     ratio: str,
-    semtoken: str,
+    texts: tuple[str, ...],
     policy: str | None,
     kinds: str,
     context: int,
@@ -196,12 +197,15 @@ def prompt(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Read the same contexts whole, with SemToken and with plain ways to shorten them; ask what is still known."""
+    """Read the same contexts whole, with a method and with plain ways to shorten them; ask what is still known.
+
+    Settings of one method can be given by its name as well: --NAME layer=4 is --method NAME:layer=4.
+    """
     import json
 
     from tenuto import catalog
     from tenuto.bench.prompt.bench import bench as measure
-    from tenuto.bench.prompt.bench import read_kinds, read_ratios
+    from tenuto.bench.prompt.bench import read_kinds, read_methods
     from tenuto.cli.tables import prompt_table
     from tenuto.measure.folders import check_folder
     from tenuto.zoo.language import load_language
@@ -209,10 +213,10 @@ def prompt(
     if out:
         check_folder(out)
     chosen = catalog.parse(policy, "kv") if policy else None
-    asked, ratios = read_kinds(kinds), read_ratios(ratio, semtoken)
+    asked, methods = read_kinds(kinds), read_methods(texts, ratio)
     rows = measure(
         load_language(model, device),
-        ratios,
+        methods,
         asked,
         policy=chosen,
         tokens=context,
@@ -230,15 +234,17 @@ def prompt(
 @bench.command()
 @language_option
 @click.option("--ranks", default=2, show_default=True, type=click.IntRange(1), help="Processes on this machine.")
-@click.option("--placement", default="round_robin", show_default=True, help="blocks, expert, key_cluster, round_robin.")
-@click.option("--selector", default="all", show_default=True, help="all, affinity, bound, both, centroid, router.")
+@click.option("--placement", help="Methods of the family that place tokens [default: the plainest].")
+@click.option(
+    "--selector", default="all", show_default=True, help="Methods that select pages; all: everything is read."
+)
 @click.option("--keep", default=0.125, show_default=True, help="Share of tokens that a selector but all reads.")
 @click.option("--window", default=32, show_default=True, type=click.IntRange(0), help="Last tokens, always read.")
-@click.option("--profile", type=FILE, help="Of `tenuto calibrate moe`, for affinity.")
+@click.option("--profile", type=FILE, help="Of `tenuto calibrate moe`, for methods that need one.")
 @click.option("--page", default=16, show_default=True, type=click.IntRange(1), help="Tokens per page.")
 @click.option("--codec", default="raw", show_default=True, help="Of old pages: raw, fp8, int8, int4, delta8.")
 @click.option("--resident", default=1.0, show_default=True, help="Share of full pages that stay in memory.")
-@click.option("--utility", default="lru", show_default=True, help="Which stay: h2o, streaming_llm, lru, ...")
+@click.option("--utility", default="lru", show_default=True, help="Which stay: a utility of the scheduler.")
 @click.option("--lossy", is_flag=True, help="Delete the other pages in place of demoting them.")
 @click.option("--context", default=256, show_default=True, type=click.IntRange(2), help="Tokens of each text.")
 @click.option("--tokens", default=32, show_default=True, type=click.IntRange(1), help="Tokens after it, one by one.")
@@ -250,7 +256,7 @@ def prompt(
 def moe(
     model: str,
     ranks: int,
-    placement: str,
+    placement: str | None,
     selector: str,
     keep: float,
     window: int,
@@ -270,17 +276,17 @@ def moe(
 ) -> None:
     """Read texts with a KV cache sharded over processes, against the model's own cache.
 
-    Placements, selectors and codecs may be lists, for example centroid,router: everything is measured with everything.
+    Placements, selectors and codecs may be lists with commas: everything is measured with everything.
     """
     import json
 
-    from tenuto.bench.shards.bench import ShardingJob, measure
+    from tenuto.bench.shards.bench import ShardingJob, default_placement, measure
     from tenuto.cli.tables import shards_table
 
     job = ShardingJob(
         model=model,
         ranks=ranks,
-        placements=tuple(placement.split(",")),
+        placements=tuple((placement or default_placement()).split(",")),
         selectors=tuple(selector.split(",")),
         keep=keep,
         window=window,

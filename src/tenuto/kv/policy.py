@@ -9,6 +9,7 @@ trigger, score, allocate, select, reduce, encode; every layer and head of every 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast
 
@@ -106,9 +107,15 @@ class KVPolicy:
 
 
 class KVMethod(Method, ABC):
-    """A published method for KV caches: a frozen, keyword-only dataclass of numbers; ``first+second`` combines."""
+    """A published method for KV caches: a frozen, keyword-only dataclass of numbers; ``first+second`` combines.
+
+    Class attributes: ``yardstick``, whether benches of other families measure it beside their methods; ``demo``, what
+    `tenuto demo` shows of it, text to the fraction kept.
+    """
 
     __slots__ = ()
+    yardstick: ClassVar[bool] = False
+    demo: ClassVar[Mapping[str, float]] = {}
     follows: ClassVar[bool] = True
 
     @abstractmethod

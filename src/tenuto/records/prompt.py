@@ -12,6 +12,8 @@ from tenuto.records.files import file_name, read_record, write_record
 __all__ = ["PromptRun", "read_prompt_runs", "write_prompt_run"]
 
 TASK = "prompt"
+BASELINE = "none"
+"""The way that reads the whole prompt."""
 PAIRS = ("extra_interval", "behind_interval", "right_behind_interval", "answered_behind_interval")
 
 Interval = tuple[float, float] | None
@@ -24,15 +26,18 @@ class PromptRun:
     Attributes:
         kind, ratio, way, method, context, examples: what was measured; method: the way's settings as text.
         held: entries over tokens; size: bytes over those of the uncompressed cache; both means.
+        beside: the way whose method is measured, and which others are compared with; "" in older records.
         loss: nats per following token, of a task per token of the right answers; extra: of it beyond the uncompressed
-            prompt's; behind: beyond SemToken's (negative: better than it); both with 95 % intervals of the paired mean.
-        right: share of the answers' tokens; right_behind: SemToken's share less this one's, with its interval.
+            prompt's; behind: beyond that of ``beside`` (negative: better than it); both with 95 % intervals of the
+            paired mean.
+        right: share of the answers' tokens; right_behind: the share of ``beside`` less this one's, with its interval.
         answered: share of the questions whose greedily generated answer begins with the right one; answered_behind as
             right_behind.
         seconds: median CPU (on an accelerator: clock) seconds to the first token; speedup: median of the paired ratios
             of the uncompressed prompt's to these.
         model, fingerprint, settings, versions, device, command: as in :class:`tenuto.records.diffusion.Run`.
-        pieces: of SemToken, the first example in pieces of text, with the sizes of the spans they became.
+        pieces: of the method that is measured, the first example in pieces of text, with the sizes of the spans they
+            became.
     """
 
     kind: str
@@ -64,11 +69,19 @@ class PromptRun:
     task: str = TASK
     command: str = ""
     pieces: list[tuple[str, int]] = field(default_factory=list)
+    beside: str = ""
 
     @property
     def policy(self) -> str:
         """What reports call it."""
         return self.way
+
+    @property
+    def reference(self) -> bool:
+        """Whether it is the way that others are compared with: in older records, the one that differs from it by 0."""
+        if self.beside:
+            return self.way == self.beside
+        return self.way != BASELINE and self.behind == 0 and not any(self.behind_interval or ())
 
     def row(self) -> dict[str, Any]:
         """As a JSON object, without the text."""
@@ -96,5 +109,6 @@ def read_prompt_runs(folder: Path) -> list[PromptRun]:
         InputError: a record is damaged.
     """
     runs = [read_record(path, PromptRun, _from) for path in sorted(folder.glob(f"{PROMPT_FILES}*.json"))]
-    order = {"none": 0, "semtoken": 1}
-    return sorted(runs, key=lambda run: (run.kind, run.context, -run.ratio, order.get(run.way, 2), run.way))
+    return sorted(
+        runs, key=lambda run: (run.kind, run.context, -run.ratio, run.way != BASELINE, not run.reference, run.way)
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# sync: begin (written by `make sync`)
 if TYPE_CHECKING:
     from tenuto.shards.attach import ShardedRun, shard
     from tenuto.shards.calibrate import calibrate_affinity
@@ -21,21 +22,20 @@ if TYPE_CHECKING:
     from tenuto.shards.policies.round_robin import RoundRobin
 
 _HOMES = {
-    "Affinity": "policies.pikv",
-    "Blocks": "policies.blocks",
-    "Expert": "policies.pikv",
-    "KeyCluster": "policies.cluster_kv",
-    "PiKV": "policies.pikv",
-    "RoundRobin": "policies.round_robin",
-    "Router": "policies.pikv",
-    "Schedule": "policies.pikv",
-    "ShardedRun": "attach",
-    "Summary": "policies.page_summary",
-    "calibrate_affinity": "calibrate",
-    "open_mesh": "mesh",
-    "shard": "attach",
+    "Affinity": "tenuto.shards.policies.pikv",
+    "Blocks": "tenuto.shards.policies.blocks",
+    "Expert": "tenuto.shards.policies.pikv",
+    "KeyCluster": "tenuto.shards.policies.cluster_kv",
+    "PiKV": "tenuto.shards.policies.pikv",
+    "RoundRobin": "tenuto.shards.policies.round_robin",
+    "Router": "tenuto.shards.policies.pikv",
+    "Schedule": "tenuto.shards.policies.pikv",
+    "ShardedRun": "tenuto.shards.attach",
+    "Summary": "tenuto.shards.policies.page_summary",
+    "calibrate_affinity": "tenuto.shards.calibrate",
+    "open_mesh": "tenuto.shards.mesh",
+    "shard": "tenuto.shards.attach",
 }
-
 __all__ = [
     "Affinity",
     "Blocks",
@@ -51,10 +51,11 @@ __all__ = [
     "open_mesh",
     "shard",
 ]
+# sync: end
 
 
 def __getattr__(name: str) -> Any:
     """A public name, imported when it is first asked for: the contract needs no model library."""
     if name not in _HOMES:
         raise AttributeError(f"module 'tenuto.shards' has no public name {name!r}.")
-    return getattr(importlib.import_module(f"tenuto.shards.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)

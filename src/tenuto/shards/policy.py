@@ -137,9 +137,13 @@ class Sharding:
 
 
 class ShardMethod(Method, ABC):
-    """A published method for caches on shards; ``first+second`` lets the second choose what the first leaves open."""
+    """A published method for caches on shards; ``first+second`` lets the second choose what the first leaves open.
+
+    Class attribute: ``default``, whether a job that names no method takes this one.
+    """
 
     __slots__ = ()
+    default: ClassVar[bool] = False
     follows: ClassVar[bool] = True
 
     @property

@@ -61,6 +61,11 @@ class ShortConv(Attention):
         return self.then is None or self.then.identity
 
     @property
+    def whole(self) -> bool:
+        """See :class:`Attention`: where no other attention follows."""
+        return self.then is None
+
+    @property
     def attending(self) -> Attention:
         """See :class:`Attention`."""
         return self if self.then is None else self.then.attending

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,13 +27,19 @@ from tenuto.records.shards import BASELINE, ShardsRun, write_shards_run
 from tenuto.shards.policy import ShardMethod
 from tenuto.tiers.codec import PageCodec
 
-__all__ = ["ALL", "FITTED", "ShardingJob", "as_mixture", "measure"]
+__all__ = ["ALL", "FITTED", "ShardingJob", "as_mixture", "default_placement", "measure"]
 
 ALL = "all"
 """The selector that reads everything."""
 LIMIT = 3600.0
 FITTED, FITTED_SEED = 256, 99
 """Tokens of the text that routers are fitted on, and its number."""
+
+
+def default_placement() -> str:
+    """What a job places tokens by that names nothing."""
+    methods = catalog.methods("shards").values()
+    return next(info.name for info in methods if issubclass(info.cls, ShardMethod) and info.cls.default)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +59,7 @@ class ShardingJob:
 
     model: str
     ranks: int = 2
-    placements: tuple[str, ...] = ("round_robin",)
+    placements: tuple[str, ...] = field(default_factory=lambda: (default_placement(),))
     selectors: tuple[str, ...] = ("all",)
     codecs: tuple[str, ...] = ("raw",)
     keep: float = 0.125

@@ -26,6 +26,7 @@ class RoundRobin(Placement, ShardMethod):
     """Page ``p`` of a row is on shard ``p mod shards``."""
 
     baseline: ClassVar[bool] = True
+    default: ClassVar[bool] = True
     exact: ClassVar[bool] = True
     trials: ClassVar[tuple[str, ...]] = ("round_robin:page=4",)
 
