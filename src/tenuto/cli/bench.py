@@ -11,7 +11,8 @@ from tenuto.cli.group import (
     FILE,
     FOLDER,
     Group,
-    MethodCommand,
+    Measuring,
+    MeasuringMethod,
     command,
     device_option,
     experts_option,
@@ -30,7 +31,13 @@ from tenuto.cli.group import (
 STORED = ("raw", "raw+zstd", "fp8", "int8", "delta8+zstd", "int4", "int4+zstd")
 
 
-@main.group(cls=Group)
+class Benches(Group):
+    """Every one of them measures."""
+
+    command_class = Measuring
+
+
+@main.group(cls=Benches)
 def bench() -> None:
     """Measure speed, memory and quality of policies against the uncached model."""
 
@@ -172,7 +179,7 @@ def store(
         click.echo(f"Records: {out} (now: tenuto report {shlex.quote(str(out))})", err=as_json)
 
 
-@bench.command(cls=MethodCommand)
+@bench.command(cls=MeasuringMethod)
 @language_option
 @click.option("--ratio", default="0.5", show_default=True, help="Entries over tokens, for example 0.75,0.5,0.33.")
 @click.option("--method", "texts", multiple=True, help="May be repeated [default: all of the family but baselines].")

@@ -28,6 +28,7 @@ DEFAULT_LANGUAGE = "bundled:smollm2"
 PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]+@")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
+THREADS = click.Option(["--threads"], type=click.IntRange(1), help="Processor threads [default: the fastest now].")
 
 
 class Failure(click.ClickException):
@@ -68,12 +69,26 @@ class Group(click.Group):
             raise Failure(f"{error.name} is not installed. Install it with: pip install 'tenuto[all]'") from error
 
 
+class Measuring(click.Command):
+    """A command that measures: it takes ``--threads``, and else chooses their number by a short measurement."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        *others, last = super().get_params(ctx)  # --help comes last
+        return [*others, THREADS, last]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from tenuto.measure.threads import settle
+
+        click.echo(settle(ctx.params.pop("threads")), err=True)
+        return super().invoke(ctx)
+
+
 class MethodCommand(click.Command):
     """A command with ``--method TEXT`` that also takes a method of the family prompt by its own name, with settings:
     ``--NAME ratio=0.5`` is ``--method NAME:ratio=0.5``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        own, words, rest = {opt for param in self.params for opt in param.opts}, list[str](), iter(args)
+        own, words, rest = {opt for param in self.get_params(ctx) for opt in param.opts}, list[str](), iter(args)
         for word in rest:
             option, equals, value = word.partition("=")
             if not option.startswith("--") or option in own or (name := _prompt_method(option)) is None:
@@ -90,6 +105,10 @@ def _prompt_method(option: str) -> str | None:
 
     name = option.removeprefix("--").replace("-", "_")
     return name if name in catalog.methods("prompt") else None
+
+
+class MeasuringMethod(MethodCommand, Measuring):
+    """Both."""
 
 
 def command() -> str:
