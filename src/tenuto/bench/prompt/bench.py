@@ -244,7 +244,7 @@ def bench(
                 for outcomes in measure(language, rows, kind, tokens=tokens, examples=examples, seed=seed):
                     found.append(outcomes)
                     bar.update()
-                new = [replace(row, **shared) for row in summarise(kind, method, tokens, rows, found)]
+                new = summarise(kind, method, tokens, rows, found, shared)
                 made += new
                 if out is not None:
                     out.mkdir(parents=True, exist_ok=True)
@@ -264,9 +264,14 @@ def pieces(
 
 
 def summarise(
-    kind: str, method: PromptMethod, tokens: int, rows: Sequence[Way], found: Sequence[Mapping[str, Outcome]]
+    kind: str,
+    method: PromptMethod,
+    tokens: int,
+    rows: Sequence[Way],
+    found: Sequence[Mapping[str, Outcome]],
+    header: Mapping[str, Any],
 ) -> list[PromptRun]:
-    """One row per way; differences are to the method's."""
+    """One row per way; differences are to the method's. ``header``: the fields that all records begin with."""
     made = []
     for way in rows:
         mine = [outcomes[way.name] for outcomes in found]
@@ -277,6 +282,7 @@ def summarise(
         answered = [b.answered - a.answered for a, b in zip(mine, ours, strict=True)]
         made.append(
             PromptRun(
+                **header,
                 kind=kind,
                 ratio=method.ratio,
                 way=way.name,
