@@ -165,7 +165,7 @@ def test_deletion_keeps_to_its_share_with_any_utility_codec_and_placement(utilit
 def test_deletion_has_to_be_asked_for() -> None:
     assert not Schedule().lossy
     model = mild("llama")
-    with pytest.raises(InputError, match="selector=Summary"):
+    with pytest.raises(InputError, match="give a selector as well"):
         with shard(model, RoundRobin(), schedule=Schedule(utility="h2o", lossy=True)):
             pass
     with pytest.raises(InputError, match="not lossy"):
