@@ -118,7 +118,7 @@ def test_they_are_measured_and_reported(package: dict[str, type[Method]], tiny_l
     rounds = [
         ["kv", "--policies", "long_keys", "--budget", "keep=0.5", "--context", 200, "--examples", 1],
         ["prompt", "--method", "first_half:layer=0", "--kinds", "logs", "--context", 1500, "--examples", 1],
-        ["moe", "--ranks", 1, "--placement", "by_parity", "--context", 60, "--tokens", 3, "--page", 4],
+        ["shards", "--ranks", 1, "--placement", "by_parity", "--context", 60, "--tokens", 3, "--page", 4],
     ]
     for words in rounds:
         done = tenuto("bench", *words, *shared)

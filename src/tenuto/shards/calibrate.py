@@ -21,8 +21,8 @@ __all__ = ["NAME", "calibrate_affinity"]
 
 AWAY = 16
 """Tokens nearer than this to the query do not count: they are read anyway."""
-NAME = "moe"
-"""Of profiles: ``tenuto calibrate moe`` makes them."""
+NAME = "shards"
+"""Of profiles: ``tenuto calibrate shards`` makes them."""
 
 
 def calibrate_affinity(model: Any, ids: torch.Tensor) -> Profile:

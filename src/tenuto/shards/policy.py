@@ -148,7 +148,7 @@ class ShardMethod(Method, ABC):
 
     @property
     def profiled(self) -> bool:
-        """Whether a profile is needed (``tenuto calibrate moe``)."""
+        """Whether a profile is needed (``tenuto calibrate shards``)."""
         return False
 
     @abstractmethod

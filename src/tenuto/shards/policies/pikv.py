@@ -239,5 +239,7 @@ class PiKV(ShardMethod):
         if self.read == "router":
             return Sharding(placement=self._placement(), selector=Router(**self._share()))
         if profile is None:
-            raise CalibrationError(f"{self} needs a profile. Make one with `tenuto calibrate moe`, and give profile=.")
+            raise CalibrationError(
+                f"{self} needs a profile. Make one with `tenuto calibrate shards`, and give profile=."
+            )
         return Sharding(placement=self._placement(), selector=Affinity(profile=profile, **self._share()))
