@@ -181,6 +181,7 @@ def test_no_class_name_is_there_twice() -> None:
     assert twice.keys() <= MIRRORED, {name: twice[name] for name in twice.keys() - MIRRORED}
 
 
+@pytest.mark.processes
 def test_no_path_of_a_machine_is_committed() -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
@@ -197,11 +198,13 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.processes
 def test_importing_tenuto_imports_nothing_heavy() -> None:
     result = python("import sys, tenuto; print(*sorted(set(sys.modules) & {'torch', 'numpy', 'scipy', 'diffusers'}))")
     assert (result.returncode, result.stdout.split()) == (0, []), result.stdout + result.stderr
 
 
+@pytest.mark.processes
 def test_imports_go_one_way() -> None:
     code = "from importlinter import cli; raise SystemExit(cli.lint_imports(no_cache=True, no_logo=True))"
     result = python(code)

@@ -12,7 +12,7 @@ from tenuto.attention import Window, held, load, retrofit
 from tenuto.attention.attach import Retrofitted
 from tenuto.errors import AttachError, InputError, ModelError, PolicyError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 TEXTS = [text for info in catalog.methods("attention").values() for text in info.cls.trials or (info.name,)]
 LONG = 61  # tokens: odd, and longer than any window, chunk or stride above
 
