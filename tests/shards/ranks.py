@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -166,11 +167,92 @@ def write_on(ranks: int, rank: int) -> dict[str, Any]:
             return {"said": str(error), "broken": cache.broken}
 
 
+def disagree(ranks: int, rank: int) -> dict[str, Any]:
+    """What one rank of two is given otherwise: both must name it, at once, and go on afterwards."""
+    import torch
+    from test_sharded import mild
+
+    from tenuto.errors import AttachError
+    from tenuto.shards import RoundRobin, open_mesh, shard
+    from tenuto.testing.kv import follow, tokens
+
+    mesh, out, options = open_mesh(ranks), dict[str, str](), dict[str, Any](placement=RoundRobin(page=4))
+
+    took = [0.0]
+
+    def told(name: str, act: Any) -> None:
+        began = time.monotonic()
+        try:
+            act()
+        except AttachError as error:
+            out[name] = str(error)
+        else:
+            out[name] = "nothing"
+        took.append(time.monotonic() - began)
+
+    def attach(model: Any, **given: Any) -> None:
+        with shard(model, mesh=mesh, **{**options, **given}):
+            pass
+
+    def rope() -> Any:
+        model = mild("llama")
+        if rank:
+            model.model.rotary_emb.inv_freq.mul_(0.5)
+        return model
+
+    def trained() -> Any:
+        model = mild("llama")
+        with torch.no_grad():
+            model.model.layers[1].mlp.up_proj.weight[3, 2] += rank  # no value that a fingerprint samples
+        return model
+
+    def sharper() -> Any:
+        model = mild("llama")
+        model.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 1e4 + rank}
+        return model
+
+    for name, make in (("rope", rope), ("trained", trained), ("configuration", sharper)):
+        model = make()
+        told(name, lambda model=model: attach(model))
+    plain = mild("llama")
+    told("recent", lambda: attach(plain, codec="int8", recent=8 + rank))
+    told("measure", lambda: attach(plain, measure=not rank))
+    ids, steps, seen = tokens(9), tokens(4, 1), torch.ones(1, 9, dtype=torch.int64)
+    wanted = follow(plain, None, ids, steps[:, :0])
+    with shard(plain, mesh=mesh, **options) as run:
+        hidden = seen.clone()
+        hidden[0, 0] = 1 - rank
+        told("tokens", lambda: plain(tokens(9, rank)))
+        told("embeddings", lambda: plain(inputs_embeds=plain.get_input_embeddings()(tokens(9, rank))))
+        told("masks", lambda: plain(ids, attention_mask=hidden))
+        told("positions", lambda: plain(ids, position_ids=torch.arange(9)[None] * (1 + rank)))
+        told("training", lambda: plain.train(bool(rank))(ids))
+        plain.eval()
+        torch.manual_seed(rank)
+        told(
+            "seed", lambda: plain.generate(ids, attention_mask=seen, do_sample=True, max_new_tokens=12, temperature=3.0)
+        )
+        caches = [run.cache(), run.cache()]
+        for number, cache in enumerate(caches):
+            plain(tokens(9, number), past_key_values=cache)
+        told("caches", lambda: plain(steps[:, :1], past_key_values=caches[rank]))
+        got = follow(plain, run.cache(), ids, steps[:, :0])
+        kept = [plain(steps[:, :1], past_key_values=cache).logits for cache in caches]
+        with torch.no_grad():
+            plain.lm_head.weight[5, 5] += 0  # no weight of the decoder
+            plain.model.norm.weight[1] += rank
+        told("changed", lambda: plain(ids))
+    gap, apart = (float((a - b).detach().abs().max()) for a, b in ((got, wanted), kept))
+    return {**out, "gap": gap, "apart": apart, "slowest": max(took)}
+
+
 if __name__ == "__main__":
     warnings.simplefilter("error")
     sys.path[:0] = [str(HERE), str(HERE.parent / "kv")]
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    result = {"compare": compare, "refuse": refuse, "write_on": write_on}[sys.argv[1]](ranks, rank)
+    result = {"compare": compare, "refuse": refuse, "write_on": write_on, "disagree": disagree}[sys.argv[1]](
+        ranks, rank
+    )
     (Path(sys.argv[2]) / f"{rank}.json").write_text(json.dumps(result))
     sys.stderr.flush()
     os._exit(0)  # a process group with a dead rank waits at exit
