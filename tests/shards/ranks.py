@@ -167,83 +167,83 @@ def write_on(ranks: int, rank: int) -> dict[str, Any]:
             return {"said": str(error), "broken": cache.broken}
 
 
-def disagree(ranks: int, rank: int) -> dict[str, Any]:
-    """What one rank of two is given otherwise: both must name it, at once, and go on afterwards."""
-    import torch
-    from test_sharded import mild
+class Told:
+    """What was said to a rank, by name, and how long the slowest answer took."""
 
-    from tenuto.errors import AttachError
-    from tenuto.shards import RoundRobin, open_mesh, shard
-    from tenuto.testing.kv import follow, tokens
+    def __init__(self) -> None:
+        self.said: dict[str, Any] = {"slowest": 0.0}
 
-    mesh, out, options = open_mesh(ranks), dict[str, str](), dict[str, Any](placement=RoundRobin(page=4))
+    def by(self, name: str, act: Any) -> None:
+        from tenuto.errors import AttachError
 
-    took = [0.0]
-
-    def told(name: str, act: Any) -> None:
         began = time.monotonic()
         try:
             act()
         except AttachError as error:
-            out[name] = str(error)
+            self.said[name] = str(error)
         else:
-            out[name] = "nothing"
-        took.append(time.monotonic() - began)
+            self.said[name] = "nothing"
+        self.said["slowest"] = max(self.said["slowest"], time.monotonic() - began)
+
+
+def disagree(ranks: int, rank: int) -> dict[str, Any]:
+    """What one rank of two attaches with otherwise: both must name it, at once."""
+    import torch
+    from test_sharded import mild
+
+    from tenuto.shards import RoundRobin, open_mesh, shard
+
+    mesh, told = open_mesh(ranks), Told()
 
     def attach(model: Any, **given: Any) -> None:
-        with shard(model, mesh=mesh, **{**options, **given}):
+        with shard(model, RoundRobin(page=4), mesh=mesh, **given):
             pass
 
-    def rope() -> Any:
-        model = mild("llama")
-        if rank:
-            model.model.rotary_emb.inv_freq.mul_(0.5)
-        return model
+    plain, rope, trained, sharper = (mild("llama") for _ in range(4))
+    if rank:
+        rope.model.rotary_emb.inv_freq.mul_(0.5)
+    with torch.no_grad():
+        trained.model.layers[1].mlp.up_proj.weight[3, 2] += rank  # no value that a fingerprint samples
+    sharper.config.rope_parameters = {**sharper.config.rope_parameters, "rope_theta": 1e4 + rank}
+    for name, model in (("rope", rope), ("trained", trained), ("configuration", sharper)):
+        told.by(name, lambda model=model: attach(model))
+    told.by("recent", lambda: attach(plain, codec="int8", recent=8 + rank))
+    told.by("measure", lambda: attach(plain, measure=not rank))
+    _disagree_in_calls(plain, mesh, rank, told)
+    return told.said
 
-    def trained() -> Any:
-        model = mild("llama")
-        with torch.no_grad():
-            model.model.layers[1].mlp.up_proj.weight[3, 2] += rank  # no value that a fingerprint samples
-        return model
 
-    def sharper() -> Any:
-        model = mild("llama")
-        model.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 1e4 + rank}
-        return model
+def _disagree_in_calls(plain: Any, mesh: Any, rank: int, told: Told) -> None:
+    """What one rank of two is given otherwise in a call; afterwards both go on."""
+    import torch
 
-    for name, make in (("rope", rope), ("trained", trained), ("configuration", sharper)):
-        model = make()
-        told(name, lambda model=model: attach(model))
-    plain = mild("llama")
-    told("recent", lambda: attach(plain, codec="int8", recent=8 + rank))
-    told("measure", lambda: attach(plain, measure=not rank))
+    from tenuto.shards import RoundRobin, shard
+    from tenuto.testing.kv import follow, tokens
+
     ids, steps, seen = tokens(9), tokens(4, 1), torch.ones(1, 9, dtype=torch.int64)
-    wanted = follow(plain, None, ids, steps[:, :0])
-    with shard(plain, mesh=mesh, **options) as run:
-        hidden = seen.clone()
-        hidden[0, 0] = 1 - rank
-        told("tokens", lambda: plain(tokens(9, rank)))
-        told("embeddings", lambda: plain(inputs_embeds=plain.get_input_embeddings()(tokens(9, rank))))
-        told("masks", lambda: plain(ids, attention_mask=hidden))
-        told("positions", lambda: plain(ids, position_ids=torch.arange(9)[None] * (1 + rank)))
-        told("training", lambda: plain.train(bool(rank))(ids))
+    wanted, hidden = follow(plain, None, ids, steps[:, :0]), seen.clone()
+    hidden[0, 0] = 1 - rank
+    with shard(plain, RoundRobin(page=4), mesh=mesh) as run:
+        told.by("tokens", lambda: plain(tokens(9, rank)))
+        told.by("embeddings", lambda: plain(inputs_embeds=plain.get_input_embeddings()(tokens(9, rank))))
+        told.by("masks", lambda: plain(ids, attention_mask=hidden))
+        told.by("positions", lambda: plain(ids, position_ids=torch.arange(9)[None] * (1 + rank)))
+        told.by("training", lambda: plain.train(bool(rank))(ids))
         plain.eval()
         torch.manual_seed(rank)
-        told(
-            "seed", lambda: plain.generate(ids, attention_mask=seen, do_sample=True, max_new_tokens=12, temperature=3.0)
-        )
+        sampled = {"do_sample": True, "max_new_tokens": 12, "temperature": 3.0}
+        told.by("seed", lambda: plain.generate(ids, attention_mask=seen, **sampled))
         caches = [run.cache(), run.cache()]
         for number, cache in enumerate(caches):
             plain(tokens(9, number), past_key_values=cache)
-        told("caches", lambda: plain(steps[:, :1], past_key_values=caches[rank]))
+        told.by("caches", lambda: plain(steps[:, :1], past_key_values=caches[rank]))
         got = follow(plain, run.cache(), ids, steps[:, :0])
         kept = [plain(steps[:, :1], past_key_values=cache).logits for cache in caches]
         with torch.no_grad():
-            plain.lm_head.weight[5, 5] += 0  # no weight of the decoder
             plain.model.norm.weight[1] += rank
-        told("changed", lambda: plain(ids))
-    gap, apart = (float((a - b).detach().abs().max()) for a, b in ((got, wanted), kept))
-    return {**out, "gap": gap, "apart": apart, "slowest": max(took)}
+        told.by("changed", lambda: plain(ids))
+    gaps = [float((a - b).detach().abs().max()) for a, b in ((got, wanted), kept)]
+    told.said |= dict(zip(("gap", "apart"), gaps, strict=True))
 
 
 if __name__ == "__main__":
