@@ -122,6 +122,7 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 120
 
 
+@pytest.mark.processes
 def test_no_path_of_a_machine_is_committed() -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
@@ -138,11 +139,13 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.processes
 def test_importing_tenuto_imports_nothing_heavy() -> None:
     result = python("import sys, tenuto; print(*sorted(set(sys.modules) & {'torch', 'numpy', 'scipy', 'diffusers'}))")
     assert (result.returncode, result.stdout.split()) == (0, []), result.stdout + result.stderr
 
 
+@pytest.mark.processes
 def test_imports_go_one_way() -> None:
     code = "from importlinter import cli; raise SystemExit(cli.lint_imports(no_cache=True, no_logo=True))"
     result = python(code)

@@ -49,6 +49,7 @@ def refused(*args: object) -> str:
     return line.removeprefix("tenuto: error: ")
 
 
+@pytest.mark.processes
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = (
         "import sys; from tenuto.cli import main\n"

@@ -19,7 +19,7 @@ from tenuto.diffusion.policies.every_n import Interval, StoredResidual, WholeSta
 from tenuto.diffusion.policy import Composition, Estimator, FeaturePolicy, Paper, Step, Streams, WrappingPolicy
 from tenuto.testing import LAWS, LawError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 Law = Callable[[FeaturePolicy], None]
 
 

@@ -13,7 +13,7 @@ from tenuto.attention import attentions, held, load, parse, retrofit
 from tenuto.attention.attach import Retrofitted
 from tenuto.errors import AttachError, InputError, ModelError, PolicyError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 TEXTS = [
     "window:window=8,sinks=2",
     "window:window=5,sinks=0",

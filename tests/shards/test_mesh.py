@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from ranks import PATIENCE, found, launch
 
+pytestmark = pytest.mark.processes
+
 LAYERS, ROWS, HEADS, WIDTH = 3, 4, 4, 16
 
 

@@ -92,7 +92,8 @@ class Measuring(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         from tenuto.measure.threads import settle
 
-        click.echo(settle(ctx.params.pop("threads")), err=True)
+        if line := settle(ctx.params.pop("threads")):
+            click.echo(line, err=True)
         return super().invoke(ctx)
 
 
