@@ -11,10 +11,11 @@ row from its first real one, so a padded row gives what it gives by itself.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
@@ -51,10 +52,12 @@ class State:
 
     Attributes:
         seen: columns seen so far, padding included; count: real tokens so far ``[batch]`` int64, None before the first.
+        shift: of the positions that a model is given against the tokens' numbers ``[batch]`` int64, None: not given.
     """
 
     seen: int = 0
     count: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows, in this order; a row may be there several times. ``[rows]`` int64."""
@@ -63,9 +66,18 @@ class State:
             if isinstance(value, torch.Tensor):
                 setattr(self, item.name, value.index_select(0, rows.to(value.device)))
 
+    def copied(self) -> Self:
+        """A copy that goes on by itself."""
+        other = copy.copy(self)
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, torch.Tensor):
+                setattr(other, item.name, value.clone())
+        return other
+
     def held(self) -> dict[str, int]:
         """Bytes of keys, values and what was made of them, by tier: ``device`` and any below it."""
-        tensors = (getattr(self, item.name) for item in fields(self) if item.name != "count")
+        tensors = (getattr(self, item.name) for item in fields(self) if item.name not in ("count", "shift"))
         return {"device": sum(value.nbytes for value in tensors if isinstance(value, torch.Tensor))}
 
     @property
@@ -97,7 +109,7 @@ class Call:
         before: columns of earlier calls.
         normalise: applies the model's query and key norms, ``(q, k) -> (q, k)``; the identity where it has none.
         rotate: rotary embedding at given numbers, ``(x [batch, heads, tokens, head_dim], at [batch, tokens]) -> x``.
-        scale: of logits.
+        scale: of logits; dropout: of attention weights, above 0 only in training.
     """
 
     q: torch.Tensor
@@ -108,6 +120,7 @@ class Call:
     normalise: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     rotate: Rotate
     scale: float
+    dropout: float = 0.0
 
     @property
     def real(self) -> torch.Tensor:

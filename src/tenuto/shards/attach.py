@@ -9,22 +9,26 @@ Without a selector every token is read and the output is the model's own, for ev
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
+import torch
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import GenerationMixin
 
+from tenuto.attention.attach import attention_of
 from tenuto.calibration import Profile, fingerprint
 from tenuto.discover import methods, parse
 from tenuto.errors import AttachError, InputError
-from tenuto.kv.attach import give_caches, take_over
+from tenuto.kv.attach import NAME, give_caches, take_over
 from tenuto.kv.models import find_layout
 from tenuto.kv.offload.pool import Pool
 from tenuto.kv.run import current
+from tenuto.shards.agreement import Weights, given, mark, model_facts, selector_fact
 from tenuto.shards.cache import ShardedCache
-from tenuto.shards.calibrate import NAME
+from tenuto.shards.calibrate import NAME as AFFINITY
 from tenuto.shards.exchange import Exchange, Local
 from tenuto.shards.mesh import DataParallel, Replicated
 from tenuto.shards.plan import Plan
@@ -43,14 +47,25 @@ class ShardedRun:
     """What ``shard`` yields.
 
     Attributes:
-        plan: how caches are sharded; layout: what was found about the model; routes: what its routers say.
-        last: the cache used last, None before the first call.
+        plan: how caches are sharded; layout: what was found about the model; routes: what its routers say; weights:
+            of its decoder.
     """
 
     def __init__(self, model: Any, plan: Plan) -> None:
         self.model, self.plan, self.layout = model, plan, find_layout(model)
-        self.last: ShardedCache | None = None
-        self.routes = Routes(self.layout.blocks)
+        self.routes, self.weights = Routes(self.layout.blocks), Weights(self.layout.decoder)
+        self._latest: ShardedCache | None = None
+        self._here = threading.local()
+
+    @property
+    def last(self) -> ShardedCache | None:
+        """The cache this thread used last, or if it has used none, any other did; None before the first call."""
+        mine: ShardedCache | None = getattr(self._here, "last", None)
+        return mine or self._latest
+
+    @last.setter
+    def last(self, cache: ShardedCache) -> None:
+        self._here.last = self._latest = cache
 
     def cache(self) -> ShardedCache:
         """A new, empty cache, to be given as ``past_key_values``."""
@@ -58,6 +73,7 @@ class ShardedRun:
 
     def step(self, original: Callable[..., Any], named: dict[str, Any]) -> Any:
         """One call of the decoder's ``forward``."""
+        self._refuse(named)
         cache, wanted = named.get("past_key_values"), named.get("use_cache")
         if cache is None and not (self.layout.config.use_cache if wanted is None else wanted):
             return original(**named)
@@ -68,19 +84,45 @@ class ShardedRun:
             raise AttachError(f"{kind} was passed to a sharded model. Pass none, or one made by run.cache().")
         if cache.plan is not self.plan:
             raise AttachError("The cache was made in another `with shard(...)` block. Make a new one: run.cache().")
-        ids, mask = named.get("input_ids"), named.get("attention_mask")
-        given: Any = ids if ids is not None else named.get("inputs_embeds")
+        ids = named.get("input_ids")
+        tokens: Any = ids if ids is not None else named.get("inputs_embeds")
+        with self.plan.exchange.turn:
+            facts = self._facts(cache, named, tokens.device)
+            self.routes.clear()
+            cache.begin(tokens.shape[0], tokens.shape[1], named.get("attention_mask"), tokens.device, facts)
+            self.last, token = cache, current.set(cache)
+            try:
+                result = original(**named)
+            finally:
+                current.reset(token)
+                self.routes.clear()
+            cache.finish()
+        return result
+
+    def _refuse(self, named: dict[str, Any]) -> None:
+        """What is asked for and cannot be given."""
+        config, mask = self.layout.config, named.get("attention_mask")
         if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
             raise AttachError("An attention mask of four dimensions was given. Give a mask [batch, tokens], or none.")
-        self.routes.clear()
-        cache.begin(given.shape[0], given.shape[1], mask, given.device)
-        self.last, token = cache, current.set(cache)
-        try:
-            result = original(**named)
-        finally:
-            current.reset(token)
-        cache.finish()
-        return result
+        if named.get("output_attentions", config.output_attentions):
+            raise AttachError(
+                "output_attentions=True was asked for of a sharded model, where attention weights are never whole. Ask "
+                "outside the `with shard(...)` block, or leave it out."
+            )
+        if config._attn_implementation != NAME:
+            raise AttachError(
+                f"The attention implementation was set to {config._attn_implementation!r} while the model is sharded. "
+                "Set it before the `with shard(...)` block."
+            )
+
+    def _facts(self, cache: ShardedCache, named: dict[str, Any], device: torch.device) -> dict[str, int]:
+        """What must be the same on all ranks in this call; of the model where a text begins."""
+        if self.plan.exchange.ranks == 1:
+            return {}
+        found = given(named, cache.history, device.type, self.model.training, self.plan.exchange.alike)
+        starts = cache.get_seq_length() == 0
+        facts = model_facts(self.model, self.layout.decoder, self.weights) if starts else {}
+        return found | {"weights, configurations or adapters": mark(facts)}
 
     def summary(self) -> dict[str, Any]:
         """The last cache in numbers: bytes on this rank and of all shards, counted from tensors; what was sent;
@@ -181,6 +223,21 @@ def _demotes(schedule: Scheduler | None, selector: Selector | None) -> bool:
     return not schedule.lossy
 
 
+def _attached(run: ShardedRun, layout: str) -> dict[str, str]:
+    """What all ranks must attach with."""
+    plan = run.plan
+    return {
+        **model_facts(run.model, run.layout.decoder, run.weights),
+        "placement": str(plan.placement),
+        "selector": selector_fact(plan.selector),
+        "schedule": str(plan.schedule),
+        "codec": f"{plan.codec} but of the last {plan.recent} tokens",
+        "shards": str(plan.shards),
+        "layout": layout,
+        "measure": str(plan.measure),
+    }
+
+
 @contextmanager
 def shard(
     model: Any,
@@ -229,11 +286,13 @@ def shard(
     if tier is not None and not demotes:
         raise InputError("tier= says where demoted pages go: give a schedule= that is not lossy too, or neither.")
     pool = Pool(tier or HostTier(2**62), None) if demotes else None
+    if built_in := attention_of(model):
+        raise AttachError(f"{type(model).__name__} was retrofitted with {built_in}, which has a cache of its own.")
     run = ShardedRun(model, Plan(placement, count, selector, measure, exchange, schedule, pool, coded, recent))
     if selector is not None and selector.learnt is not None:
-        selector.learnt.check(NAME, fingerprint(run.layout.decoder))
-    name = f"{type(model).__name__} {fingerprint(run.layout.decoder)}"
-    exchange.agree(f"{name} with {placement}, {selector}, {schedule}, {coded} but {recent}, {count} shards")
+        selector.learnt.check(AFFINITY, fingerprint(run.layout.decoder))
+    if exchange.ranks > 1:
+        exchange.agree(_attached(run, layout))
     with ExitStack() as stack:
         take_over(stack, run)
         if run.plan.routed:

@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
@@ -145,6 +145,12 @@ class MKAState(State):
         if self.archive is not None and self.sum_k is not None:
             self.archive.select(rows)
 
+    def copied(self) -> Self:
+        """See :class:`State`."""
+        other = State.copied(self)
+        other.archive = None if self.archive is None else self.archive.copied()
+        return other
+
     def held(self) -> dict[str, int]:
         """See :class:`State`."""
         below = self.archive.held() if self.archive is not None and self.sum_k is not None else {}
@@ -224,9 +230,7 @@ class MKAHeads(Heads):
             if state is not None:
                 past.plain_k = last(plain, self.attention.chunk - 1)
                 past.sum_k, past.sum_v, past.archive = view.sum_k, view.sum_v, view.archive
-        out = [
-            self._attend(q_near[:, :, start : start + BLOCK], start, view, call.scale) for start in range(0, new, BLOCK)
-        ]
+        out = [self._attend(q_near[:, :, start : start + BLOCK], start, view, call) for start in range(0, new, BLOCK)]
         if state is not None:
             past.k, past.v = last(view.keys, self.reach), last(view.values, self.reach)
             past.sink_k, past.sink_v = view.sink_k, view.sink_v
@@ -254,20 +258,20 @@ class MKAHeads(Heads):
         if a.recall and view.archive is not None:
             view.archive.put(k, v, which, valid)
 
-    def _attend(self, q: torch.Tensor, start: int, view: _View, scale: float) -> torch.Tensor:
+    def _attend(self, q: torch.Tensor, start: int, view: _View, call: Call) -> torch.Tensor:
         """A block of queries, rotated ``[batch, heads, queries, head_dim]``, from column ``start`` of this call on."""
         size = q.shape[2]
         number = view.number[:, start : start + size]
         first = self._window_start(number)  # [batch, queries]
-        levels = [self._local(self._grouped(q) * scale, start, first, view)]
+        levels = [self._local(self._grouped(q) * call.scale, start, first, view)]
         if view.sum_k is not None:
             exposed = (first - self.attention.sinks) // self.attention.chunk
             chunks = int(exposed.max())  # none beyond is seen yet by any query of the block
             if chunks:
                 part = slice(start, start + size)
-                far = self._grouped(view.q_far[:, :, part]) * scale
-                levels += self._distant(far, view.q[:, :, part] * scale, exposed, chunks, view)
-        mixed = mix(levels)
+                far = self._grouped(view.q_far[:, :, part]) * call.scale
+                levels += self._distant(far, view.q[:, :, part] * call.scale, exposed, chunks, view)
+        mixed = mix(levels, call.dropout)
         self._count(mixed, number >= 0)
         return mixed.out.flatten(1, 2)
 
@@ -353,7 +357,7 @@ class MKAHeads(Heads):
         for name, share in mixed.share.items():
             total = (share.detach().flatten(1, 2) * real[:, None]).sum((0, 2))
             self.usage[name] = self.usage[name] + total if name in self.usage else total
-        self.usage["tokens"] = self.usage.get("tokens", torch.zeros(1)) + real.sum()
+        self.usage["tokens"] = self.usage.get("tokens", 0) + real.sum()[None]
 
 
 @dataclass(slots=True, eq=False)

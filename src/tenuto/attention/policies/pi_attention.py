@@ -184,7 +184,7 @@ class PiHeads(Heads):
         q, k = call.normalise(call.q, call.k)
         bias = self.gate[:, None] + (q * self.gate_q[:, None]).sum(-1) * call.scale
         q, k = call.rotate(q, call.number), call.rotate(k, call.number)
-        whole = (state is None or not state.seen) and bool((call.number[:, 0] == 0).all())
+        whole = (state is None or not state.seen) and not call.dropout and bool((call.number[:, 0] == 0).all())
         if whole:
             backend = "reshape" if self.usage is not None and self.backend == "flex" else self.backend
             out, near = BACKENDS[backend](q, k, call.v, bias, self.pattern, call.scale)
@@ -207,9 +207,9 @@ class PiHeads(Heads):
             first = torch.arange(sunk, device=q.device).expand(len(at), -1)
             at = torch.cat([first, at.masked_fill(at < sunk, -1)], 1)
         numbers = call.number, at
-        if q.shape[2] == 1:
+        if q.shape[2] == 1 and not call.dropout:
             return step(q, keys, values, bias, self.pattern, call.scale, numbers, first)
-        return masked(q, keys, values, bias, self.pattern, call.scale, numbers)
+        return masked(q, keys, values, bias, self.pattern, call.scale, numbers, call.dropout)
 
     def _keep(
         self, state: PiState, k: torch.Tensor, v: torch.Tensor, number: torch.Tensor
@@ -217,7 +217,9 @@ class PiHeads(Heads):
         """Put new columns in the state: the columns it can reach with the new ones, and the sinks if they are apart."""
         reach, sunk, total = self.pattern.reach, self.pattern.sinks, state.seen + k.shape[2]
         if reach is None:
-            if state.k is None or state.v is None or total > state.k.shape[2] or torch.is_grad_enabled():
+            kept = state.k is not None and state.k.is_inference() and not torch.is_inference_mode_enabled()
+            frozen = torch.is_grad_enabled() or kept  # what must not be written to in place
+            if state.k is None or state.v is None or total > state.k.shape[2] or frozen:
                 state.k, state.v = _grown(state.k, k, state.seen), _grown(state.v, v, state.seen)
             else:
                 state.k[:, :, state.seen : total], state.v[:, :, state.seen : total] = k, v

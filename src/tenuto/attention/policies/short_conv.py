@@ -13,7 +13,7 @@ https://arxiv.org/abs/2209.11895), which small models otherwise learn late.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, cast
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import nn
@@ -101,6 +101,12 @@ class ShortConvState(State):
         """See :class:`State`."""
         State.select(self, rows)
         self.then.select(rows)
+
+    def copied(self) -> Self:
+        """See :class:`State`."""
+        other = State.copied(self)
+        other.then = self.then.copied()
+        return other
 
     def held(self) -> dict[str, int]:
         """See :class:`State`."""

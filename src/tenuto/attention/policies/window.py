@@ -112,7 +112,7 @@ class WindowHeads(Heads):
                     torch.cat([sink_k, keys[:, :, part]], 2),
                     torch.cat([sink_v, values[:, :, part]], 2),
                     mask,
-                    call.scale,
+                    call,
                 )
             )
         if state is not None:
@@ -126,8 +126,8 @@ class WindowHeads(Heads):
         return {"device": entry * (self.sinks + min(tokens, self.window - 1))}
 
 
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, call: Call) -> torch.Tensor:
     """Attention under a boolean mask ``[batch, 1, queries, keys]``, True where it may look."""
     return torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, enable_gqa=q.shape[1] != k.shape[1]
     )
