@@ -232,7 +232,7 @@ class LadderRecorder(Recorder):
         cost, most = _gram_bytes(widths, self.longest), SEEN_GRAM_BYTES if self.bases else GRAM_BYTES
         if cost > most:
             raise CalibrationError(
-                f"Fitting fastcache to this model takes {cost / 2**30:.1f} GiB of Gram matrices, more than "
+                f"Fitting the maps to this model takes {cost / 2**30:.1f} GiB of Gram matrices, more than "
                 f"{most / 2**30:.0f}. Give a smaller longest than {self.longest}, or larger spans."
             )
         return max(min(MOST_BINS, len(self.timesteps), most // cost), 1)

@@ -26,6 +26,8 @@ from tenuto.report import write_report
 from tenuto.telemetry import Telemetry
 from tenuto.zoo.pipelines import ImageModel, load_model
 
+pytestmark = pytest.mark.slow
+
 JOB = Job(steps=8, samples=12, guidance=1.5, seed=2)
 POLICIES = [
     tenuto.EveryN(),

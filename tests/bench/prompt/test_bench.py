@@ -25,7 +25,9 @@ from tenuto.texts.redundant import KINDS, compose
 from tenuto.zoo.language import LanguageModel
 
 CONTEXT = 3000
-WAYS = ["none", "semtoken", "fixed", "random", "drop_surprise", "drop_norm", "snapkv", "semtoken+policy", "policy"]
+WAYS = [
+    "none", "semtoken", "drop_norm", "drop_surprise", "fixed", "random_spans", "snapkv", "semtoken+policy", "policy"
+]  # fmt: skip
 
 
 class Letters:
@@ -74,6 +76,8 @@ def test_every_way_is_measured_at_equal_entries(tmp_path: Path) -> None:
         assert row.seconds > 0
     none, semtoken = rows[:2]
     assert none.extra == semtoken.behind == 0
+    assert [row.way for row in rows if row.reference] == ["semtoken"]
+    assert [row.way for row in rows if replace(row, beside="").reference] == ["semtoken"]
     assert none.behind == pytest.approx(-semtoken.extra)
     assert semtoken.extra_interval is not None
     assert semtoken.extra_interval[0] <= semtoken.extra <= semtoken.extra_interval[1]

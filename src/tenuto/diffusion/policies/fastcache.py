@@ -206,7 +206,8 @@ class FastCache(FeaturePolicy):
 
     Attributes:
         alpha: accepted false-reuse rate of the test, in (0, 1): larger reuses more.
-        rtol, total: the ``ErrorBudget``; a larger rtol reuses more, 0 never.
+        rtol: of the ``ErrorBudget``, the relative error of one estimate; larger reuses more, 0 never.
+        total: of the ``ErrorBudget``, the errors of estimates in a row added up.
         fit: "profile" for fitted maps and gates, "online" for what is learned on the way, "auto" for a profile where
             one fits the model and the number of steps, else online.
         gate: "calibrated", or "published" (which ignores rtol and total).
