@@ -39,6 +39,7 @@ OURS = {
     "every_n+adacorrection": [f"every_n:n={n}+adacorrection:gain=0.8" for n in (2, 3, 4, 5, 6, 7)],
     "fastcache+adacorrection": [f"fastcache:rtol={r}+adacorrection:gain=0.5" for r in BUDGETS],
     "fastcache": [f"fastcache:rtol={r}" for r in BUDGETS],
+    "fastcache_online": [f"fastcache:fit=online,rtol={r}" for r in (0.15, 0.3, 0.45, 0.7, 1.0, 2.0)],
 }
 FEWER = (33, 25, 17, 12, 10, 8)
 
