@@ -213,6 +213,7 @@ class Sixth(FeaturePolicy):
     label: str = "a"
     warmup: int = 1
 
+    name: ClassVar[str] = "sixth"
     paper: ClassVar[Paper] = Paper("The Sixth", "Doe, Roe", 2030, "https://example.org/sixth")
 
     def compose(self, profile):

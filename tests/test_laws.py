@@ -186,6 +186,7 @@ class Mutable(FeaturePolicy):
 
     n: int = 2
     warmup: int = 1
+    name: ClassVar[str] = "mine"
 
     def compose(self, profile: Any) -> Composition:
         raise NotImplementedError
@@ -197,6 +198,7 @@ class Drifting(FeaturePolicy):
 
     n: int = 2
     warmup: int = 1
+    name: ClassVar[str] = "mine"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", self.n + 1)

@@ -10,12 +10,13 @@ from test_attention_model import KINDS
 from transformers import DynamicCache
 from uses_drawn import drawn, uses
 
-from tenuto.attention import parse, retrofit
+from tenuto import catalog
+from tenuto.attention import retrofit
 from tenuto.testing.uses import Use, law_use
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = (*KINDS, "short_conv+fastmka:horizons=2,shortest=2,longest=9,bottleneck=4", "pi:window=4,stride=3,variant=log")
-MODELS = {text: stir(retrofit(plain(), parse(text))) for text in TEXTS}
+MODELS = {text: stir(retrofit(plain(), catalog.parse(text, "attention"))) for text in TEXTS}
 
 
 @drawn

@@ -14,7 +14,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -23,9 +23,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
 from tenuto.attention.layer import Retrofitted
-from tenuto.attention.named import parse
 from tenuto.attention.policy import Attention, Shape
 from tenuto.attention.saved import fill, read_config, read_generation
+from tenuto.discover import methods, parse
 from tenuto.errors import AttachError, ModelError
 
 __all__ = ["Retrofitted", "added", "attention_of", "load", "retrofit", "watch"]
@@ -161,7 +161,8 @@ def load(
     if attention is not None and text != str(attention):
         raise ModelError(f"{folder} was trained with {text}, not {attention}. Give that, or another folder.")
     setattr(config.get_text_config(decoder=True), FIELD, None)
-    model = retrofit(AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype), parse(text))
+    policy = cast(Attention, parse(text, methods(Attention)))
+    model = retrofit(AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype), policy)
     fill(model, folder, text)
     model.generation_config = read_generation(folder) or model.generation_config
     return model.to(device).eval()

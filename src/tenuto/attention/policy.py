@@ -15,15 +15,16 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self, cast
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
 
 from tenuto.errors import AttachError, PolicyError
-from tenuto.options import KINDS, read_options, write_options
+from tenuto.method import Method
+from tenuto.paper import Claim, Paper
 
-__all__ = ["Attention", "Call", "Heads", "Rotate", "Shape", "State", "shares"]
+__all__ = ["Attention", "Call", "Claim", "Heads", "Paper", "Rotate", "Shape", "State", "shares"]
 
 Rotate = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -166,16 +167,14 @@ def shares(usage: dict[str, torch.Tensor]) -> dict[str, list[float]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attention(ABC):
-    """An attention with its numbers.
-
-    Class attributes: ``name``, in text.
+class Attention(Method, ABC):
+    """An attention with its numbers; ``first+second`` hands the keys and values of the first to the second.
 
     Raises:
         PolicyError: a number is out of its range.
     """
 
-    name: ClassVar[str]
+    follows: ClassVar[bool] = True
 
     @property
     def identity(self) -> bool:
@@ -195,25 +194,20 @@ class Attention(ABC):
         """Which attention attends: this, unless it hands its keys and values to another."""
         return self
 
-    def feeding(self, then: Attention) -> Attention:
-        """This, and then another attention on the keys and values it makes: ``short_conv+mka``.
+    @property
+    def whole(self) -> bool:
+        """Whether every token attends to all before it."""
+        return False
+
+    @property
+    def period(self) -> int:
+        """Tokens from skip to skip of a pattern that repeats, 0 for any other."""
+        return 0
+
+    def plus(self, then: Method) -> Method:
+        """This, and then another attention on the keys and values it makes.
 
         Raises:
             PolicyError: it attends by itself.
         """
         raise PolicyError(f"{self} attends by itself, so {then} cannot follow it. Name one of them.")
-
-    @classmethod
-    def parse(cls, given: str) -> Self:
-        """From the options of a text, ``window=64,sinks=4``.
-
-        Raises:
-            PolicyError: an option it does not have, or a value of the wrong kind.
-        """
-        kinds = {item.name: type(item.default) for item in fields(cls) if type(item.default) in KINDS}
-        read = read_options(cls.name, given, kinds) if given else {}
-        made: Any = cls
-        return cast(Self, made(**read))
-
-    def __str__(self) -> str:
-        return write_options(self.name, self)

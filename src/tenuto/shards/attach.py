@@ -19,22 +19,22 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import GenerationMixin
 
 from tenuto.attention.attach import attention_of
-from tenuto.calibration import fingerprint
+from tenuto.calibration import Profile, fingerprint
+from tenuto.discover import methods, parse
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.attach import NAME, give_caches, take_over
 from tenuto.kv.models import find_layout
 from tenuto.kv.offload.pool import Pool
 from tenuto.kv.run import current
-from tenuto.shards.affinity import NAME as AFFINITY
-from tenuto.shards.affinity import Affinity
 from tenuto.shards.agreement import Weights, given, mark, model_facts, selector_fact
 from tenuto.shards.cache import ShardedCache
+from tenuto.shards.calibrate import NAME as AFFINITY
 from tenuto.shards.exchange import Exchange, Local
 from tenuto.shards.mesh import DataParallel, Replicated
 from tenuto.shards.plan import Plan
-from tenuto.shards.policy import Placement
+from tenuto.shards.policy import Placement, Sharding, ShardMethod
 from tenuto.shards.routes import Routes
-from tenuto.shards.schedule import Schedule
+from tenuto.shards.schedule import Scheduler
 from tenuto.shards.selector import Selector
 from tenuto.tiers.codec import PageCodec
 from tenuto.tiers.host import HostTier
@@ -175,6 +175,33 @@ def _exchange(mesh: DeviceMesh | None, layout: str) -> Exchange:
     return Replicated(mesh) if layout == "replicated" else DataParallel(mesh)
 
 
+def _parts(policy: ShardMethod | Placement | str, profile: Profile | None) -> Sharding:
+    """The parts of what was given."""
+    method = parse(policy, methods(ShardMethod)) if isinstance(policy, str) else policy
+    if isinstance(method, ShardMethod):
+        return method.compose(profile)
+    if isinstance(method, Placement):
+        return Sharding(placement=method)
+    raise InputError(f"A {type(policy).__name__} was given as policy. Give a method of the shards family, or its text.")
+
+
+def _placed(policy: object, chosen: Sharding) -> Placement:
+    if chosen.placement is None:
+        placements = ", ".join(name for name, cls in methods(ShardMethod).items() if issubclass(cls, Placement))
+        raise InputError(
+            f"{policy} says which pages are read, and not which shard holds a token. Write PLACEMENT+{policy}, for "
+            f"example with one of {placements}."
+        )
+    return chosen.placement
+
+
+def _count(exchange: Exchange, shards: int | None) -> int:
+    count = exchange.ranks if shards is None else shards
+    if count < 1 or count % exchange.ranks:
+        raise InputError(f"shards={count} on {exchange.ranks} ranks: give a multiple of the ranks.")
+    return count
+
+
 def _codec(name: str, recent: int) -> PageCodec:
     codec = PageCodec.parse(name)
     if codec.zstd:
@@ -184,14 +211,14 @@ def _codec(name: str, recent: int) -> PageCodec:
     return codec
 
 
-def _demotes(schedule: Schedule | None, selector: Selector | None) -> bool:
+def _demotes(schedule: Scheduler | None, selector: Selector | None) -> bool:
     """Whether pages may go to a lower tier."""
     if schedule is None:
         return False
     if schedule.lossy and schedule.estimated and selector is None:
         raise InputError(
-            f"Schedule(utility={schedule.utility!r}, lossy=True) deletes what a selector gives little attention: give "
-            "selector=Summary(keep=1.0) to read all that is held, or utility='streaming_llm'."
+            f"{schedule} deletes what a selector gives little attention: give a selector as well (with keep=1.0 it "
+            "reads all that is held), or a utility that goes by age."
         )
     return not schedule.lossy
 
@@ -214,42 +241,46 @@ def _attached(run: ShardedRun, layout: str) -> dict[str, str]:
 @contextmanager
 def shard(
     model: Any,
-    placement: Placement,
+    policy: ShardMethod | Placement | str,
     *,
     mesh: DeviceMesh | None = None,
     shards: int | None = None,
     selector: Selector | None = None,
     measure: bool = True,
     layout: Literal["replicated", "data_parallel"] = "replicated",
-    schedule: Schedule | None = None,
+    schedule: Scheduler | None = None,
     tier: Tier | None = None,
     codec: str = "raw",
     recent: int = 64,
+    profile: Profile | None = None,
 ) -> Iterator[ShardedRun]:
     """Run a transformers model on a sharded cache inside a ``with`` block.
 
     Args:
         model: a decoder-only transformers model, dense or a mixture of experts; on a mesh, the same on every rank.
-        placement: which shard holds a token, for example ``RoundRobin()``.
+        policy: a method of this family, its text, or a placement alone: which shard holds a token.
         mesh: one dimension of ranks, shards dealt out in turn; None: all shards are in this process.
         shards: a multiple of the ranks, by default one for each.
-        selector: which pages a decoding step reads; None reads all and is exact.
+        selector: which pages a decoding step reads, in place of the method's; without any all are read, and the output
+            is exact.
         measure: measure the attention mass that a selector leaves out, which reads the keys of all tokens.
         schedule: which pages leave memory for the ``tier`` (by default the memory of this process); with it, the mass
             that a selector leaves out is not measured. A lossy schedule deletes them, and changes the output.
         codec: how full pages are held: ``raw`` (exact), ``fp8``, ``int8``, ``int4`` or ``delta8``; summaries and open
             pages are not coded. recent: the newest tokens of a row; a page with one of them is not coded either.
+        profile: for a method that needs one.
         layout: ``replicated``: all ranks are given the same rows; ``data_parallel``: rows of their own, as many each.
 
     Raises:
+        PolicyError: no such method. CalibrationError: the method needs a profile.
         AttachError: no such model, attached already, or ranks that do not fit together.
         InputError: a number of shards, a layout, a codec or a schedule that is not allowed.
         StoreError: a rank does not answer (also from the model, while it runs).
     """
     exchange = _exchange(mesh, layout)
-    count = exchange.ranks if shards is None else shards
-    if count < 1 or count % exchange.ranks:
-        raise InputError(f"shards={count} on {exchange.ranks} ranks: give a multiple of the ranks.")
+    count = _count(exchange, shards)
+    chosen = _parts(policy, profile)
+    placement, selector = _placed(policy, chosen), selector or chosen.selector
     coded = _codec(codec, recent)
     demotes = _demotes(schedule, selector)
     if tier is not None and not demotes:
@@ -258,8 +289,8 @@ def shard(
     if built_in := attention_of(model):
         raise AttachError(f"{type(model).__name__} was retrofitted with {built_in}, which has a cache of its own.")
     run = ShardedRun(model, Plan(placement, count, selector, measure, exchange, schedule, pool, coded, recent))
-    if isinstance(selector, Affinity):
-        selector.profile.check(AFFINITY, fingerprint(run.layout.decoder))
+    if selector is not None and selector.learnt is not None:
+        selector.learnt.check(AFFINITY, fingerprint(run.layout.decoder))
     if exchange.ranks > 1:
         exchange.agree(_attached(run, layout))
     with ExitStack() as stack:
