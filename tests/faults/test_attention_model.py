@@ -13,7 +13,8 @@ import torch
 from retrofitted import plain, stir, tokens
 from transformers import DynamicCache, GenerationConfig
 
-from tenuto.attention import keep_far, load, parse, retrofit
+from tenuto import catalog
+from tenuto.attention import keep_far, load, retrofit
 from tenuto.errors import AttachError, InputError, ModelError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,7 +30,7 @@ every = pytest.mark.parametrize("text", KINDS)
 
 
 def made(text: str, architecture: str = "llama") -> Any:
-    return stir(retrofit(plain(architecture), parse(text)))
+    return stir(retrofit(plain(architecture), catalog.parse(text, "attention")))
 
 
 @every
@@ -90,7 +91,7 @@ def test_tied_weights_another_dtype_and_what_lies_beside(tmp_path: Path) -> None
     model, ids = plain(), tokens(1, 12)
     model.config.tie_word_embeddings = True
     model.tie_weights()
-    retrofit(model, parse(KINDS[0])).save_pretrained(tmp_path)
+    retrofit(model, catalog.parse(KINDS[0], "attention")).save_pretrained(tmp_path)
     again = load(tmp_path, dtype=torch.bfloat16)
     assert again.lm_head.weight.data_ptr() == again.model.embed_tokens.weight.data_ptr()
     assert {weight.dtype for weight in again.parameters()} == {torch.bfloat16}
@@ -123,7 +124,7 @@ def test_two_models_of_one_configuration_do_not_meet() -> None:
     mask[0, :4] = 0
     with torch.no_grad():
         before = other(ids, attention_mask=mask).logits
-        retrofit(model, parse(KINDS[0]))
+        retrofit(model, catalog.parse(KINDS[0], "attention"))
         assert torch.equal(other(ids, attention_mask=mask).logits, before)
     assert other.config._attn_implementation == "sdpa" and not vars(other.config).get("tenuto_attention")
 
@@ -133,7 +134,7 @@ def test_dropout_of_attention_weights_in_training(text: str) -> None:
     model, ids = plain(), tokens(1, 30)
     for block in model.model.layers:
         block.self_attn.attention_dropout = 0.4
-    model = stir(retrofit(model, parse(text)))
+    model = stir(retrofit(model, catalog.parse(text, "attention")))
     layer, states = model.model.layers[0].self_attn, model.model.embed_tokens(ids).detach()
     with torch.no_grad():
         sure = layer(states)[0]
@@ -154,7 +155,7 @@ def test_the_plain_attentions_dropout_is_the_models_own() -> None:
     for block in model.model.layers:
         block.self_attn.attention_dropout = 0.3
     found = []
-    for one in (model, retrofit(copy.deepcopy(model), parse("short_conv"))):
+    for one in (model, retrofit(copy.deepcopy(model), catalog.parse("short_conv", "attention"))):
         torch.manual_seed(3)
         with torch.no_grad():
             found.append(one.train()(ids, use_cache=False).logits)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tenuto.bench.prompt.bench import ASKED, Way, bench, make_case, outcome, read_kinds, read_ratios
+from tenuto.bench.prompt.bench import ASKED, Way, bench, make_case, outcome, read_kinds, read_methods
 from tenuto.budget import MemoryBudget
 from tenuto.errors import InputError
 from tenuto.kv.attach import attach
@@ -116,4 +116,4 @@ def test_what_cannot_be_measured_is_refused() -> None:
         read_kinds("")
     with pytest.raises(InputError, match="too short"):
         make_case(tiny(), "logs", 0, 200)
-    assert [each.ratio for each in read_ratios("0.75,0.5", "layer=2")] == [0.75, 0.5]
+    assert [each.ratio for each in read_methods(["semtoken:layer=2"], "0.75,0.5")] == [0.75, 0.5]
