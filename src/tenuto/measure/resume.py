@@ -137,8 +137,9 @@ def _damaged(path: Path, error: Exception) -> InputError:
 
 
 def read_job(out: Path) -> dict[str, Any]:
-    """How the command line was asked for the unfinished benchmark in ``out``: ``bench``, ``words``, ``command``, and the
-    ``threads`` it ran with.
+    """How the command line was asked for the unfinished benchmark in ``out``.
+
+    Gives ``bench``, ``words`` and ``command``, and how many ``threads`` there were.
 
     Raises:
         InputError: there is none, or what it was asked is damaged.

@@ -62,7 +62,9 @@ class Benchmark(Measuring):
                     "option out, or give another --out."
                 )
         ctx.meta[COMMAND] = job["command"]
-        threads = [] if "threads" in before else ["--threads", str(job["threads"])]  # timings that are compared
+        threads = (
+            [] if isinstance(before.get("threads"), str) else ["--threads", str(job["threads"])]
+        )  # timings that are compared
         return [*job["words"], *threads, "--out", str(folder)]
 
     def invoke(self, ctx: click.Context) -> Any:
