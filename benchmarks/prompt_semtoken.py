@@ -16,10 +16,10 @@ import argparse
 
 import torch
 
+from tenuto.bench.prompt.bench import measure, read_kinds, read_ratios, summarise, ways
 from tenuto.catalog import parse
-from tenuto.eval.language import load_language
-from tenuto.eval.prompting import measure, read_kinds, read_ratios, summarise, ways
-from tenuto.eval.terminal import prompt_cells
+from tenuto.cli.tables import prompt_cells
+from tenuto.zoo.language import load_language
 
 HEAD = (
     "way",

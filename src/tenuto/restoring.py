@@ -1,24 +1,141 @@
-"""Change an instance attribute for a while, and put back exactly what was there: how both families attach."""
+"""Change an instance attribute for a while, and put back exactly what was there: how both families attach.
+
+Several attachments may hold one attribute at once and end in any order: each is a layer, and a layer that ends is taken
+out from between the others. A wrapper that somebody else has put on top meanwhile stays; ours below it lets calls pass.
+
+A copy of the owner (``copy``, ``deepcopy``, ``pickle``) is plain: while a layer is on, the owner has a ``__getstate__``
+of its own (Python asks the instance for it) that leaves all layers out.
+"""
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import wraps
 from typing import Any
 
-__all__ = ["attend_by", "put_until"]
+__all__ = ["attend_by", "put_until", "wrap_until"]
+
+_STATE = "__getstate__"
+
+
+class _Layer:
+    """One attachment's value of an attribute; ``below`` is what was there before it."""
+
+    def __init__(self, below: Any, there: bool) -> None:
+        self.value: Any = None
+        self.below, self.there, self.on = below, there, True
+
+    def __deepcopy__(self, memo: Any) -> _Layer:
+        return self
+
+
+class _Layers:
+    """The layers of one owner by attribute, lowest first; stands as its ``__getstate__`` while there are any."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = weakref.ref(owner)
+        self.named: dict[str, list[_Layer]] = {}
+
+    def __call__(self) -> Any:
+        """The owner's state as it would be without us."""
+        owner = self.owner()
+        own: Any = type(owner).__getstate__
+        state = own(owner)
+        if isinstance(state, dict):
+            return self._plain(state)
+        if isinstance(state, tuple) and state and isinstance(state[0], dict):  # an owner with slots besides
+            return (self._plain(state[0]), *state[1:])
+        return state
+
+    def _plain(self, state: dict[str, Any]) -> dict[str, Any]:
+        plain = {key: value for key, value in state.items() if key != _STATE}
+        for name, layers in self.named.items():
+            lowest = layers[0]
+            if name in plain and plain[name] is layers[-1].value:
+                plain.pop(name)
+                if lowest.there:
+                    plain[name] = lowest.below
+        return plain
+
+
+def _layers(owner: Any) -> _Layers:
+    found = vars(owner).get(_STATE)
+    if isinstance(found, _Layers):
+        return found
+    made = _Layers(owner)
+    vars(owner)[_STATE] = made
+    return made
+
+
+def _push(stack: ExitStack, owner: Any, name: str) -> _Layer:
+    space = vars(owner)
+    layer = _Layer(space.get(name), name in space)
+    _layers(owner).named.setdefault(name, []).append(layer)
+    stack.callback(_take_out, owner, name, layer)
+    return layer
+
+
+def _take_out(owner: Any, name: str, layer: _Layer) -> None:
+    space = vars(owner)
+    all_layers = space[_STATE]
+    layers = all_layers.named[name]
+    place = layers.index(layer)
+    layers.remove(layer)
+    layer.on = False
+    if place < len(layers):  # the layer above stands on what was below this one
+        above = layers[place]
+        if above.below is layer.value:
+            above.below, above.there = layer.below, layer.there
+    elif name in space and space[name] is layer.value:
+        if layer.there:
+            setattr(owner, name, layer.below)
+        else:
+            delattr(owner, name)
+    if not layers:
+        del all_layers.named[name]
+    if not all_layers.named:
+        del space[_STATE]
 
 
 def put_until(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
     """Set an instance attribute until the stack unwinds; what was there (or was not) comes back exactly."""
-    space = vars(owner)
-    if name in space:
-        stack.callback(setattr, owner, name, space[name])
-    else:
-        stack.callback(delattr, owner, name)
+    layer = _push(stack, owner, name)
+    layer.value = value
     setattr(owner, name, value)
+
+
+def wrap_until(stack: ExitStack, owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Any]) -> None:
+    """Have the method ``name`` of an instance wrapped until the stack unwinds.
+
+    Args:
+        wrap: from what to call for the method below, to the wrapper. What is below may change while the wrapper is on:
+            another attachment under it may end.
+    """
+    original = getattr(owner, name)
+    layer = _push(stack, owner, name)
+
+    @wraps(original)
+    def below(*args: Any, **kwargs: Any) -> Any:
+        return (layer.below if layer.there else original)(*args, **kwargs)
+
+    wrapper = wrap(below)
+
+    @wraps(original)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return (wrapper if layer.on else below)(*args, **kwargs)
+
+    layer.value = method
+    setattr(owner, name, method)
 
 
 def attend_by(stack: ExitStack, module: Any, name: str) -> None:
     """Have a transformers module attend by what is registered under ``name``, until the stack unwinds."""
+    key = "_attn_implementation_internal"
     for config in {id(m.config): m.config for m in module.modules() if "config" in vars(m)}.values():
-        put_until(stack, config, "_attn_implementation_internal", name)
+        if key in vars(config):
+            stack.callback(setattr, config, key, vars(config)[key])
+        else:
+            stack.callback(delattr, config, key)
+        setattr(config, key, name)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tenuto.eval.kvrun import KVRun, Score, write_kv_run
-from tenuto.eval.run import Run, Timing, write_run
+from tenuto.records.diffusion import Run, Timing, write_run
+from tenuto.records.kv import KVRun, Score, write_kv_run
 
 STEPS, BLOCKS = 20, 6
 

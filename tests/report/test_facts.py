@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tenuto.eval.run import Run
+from tenuto.records.diffusion import Run
+from tenuto.report.diffusion.table import table_rows
 from tenuto.report.facts import common_facts, differences, headlines
-from tenuto.report.table import table_rows
 
 
 def test_settings_that_differ_are_listed_with_their_policies(make: Callable[..., Run]) -> None:

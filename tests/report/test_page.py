@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tenuto.errors import InputError
-from tenuto.eval.run import Run, write_run
+from tenuto.records.diffusion import Run, write_run
 from tenuto.report import write_report
 
 

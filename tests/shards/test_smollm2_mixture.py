@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from tenuto.eval import smollm2
-from tenuto.eval.language import load_language
-from tenuto.eval.moe import partition
-from tenuto.eval.tasks.likelihood import text_of
+from tenuto.bench.likelihood import text_of
 from tenuto.shards import Expert, RoundRobin, shard
+from tenuto.zoo import smollm2
+from tenuto.zoo.language import load_language
+from tenuto.zoo.mixture import partition
 
 pytestmark = [pytest.mark.smollm2, pytest.mark.usefixtures("one_thread")]
 STEPS = 16

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tenuto import catalog
+from tenuto.bench.diffusion.tuning import Outcome
 from tenuto.calibration import Profile
 from tenuto.diffusion.policy import FeaturePolicy
-from tenuto.eval.run import Run
-from tenuto.eval.tasks.tuning import Outcome
+from tenuto.records.diffusion import Run
 from tenuto.tuner.choose import FRONT, Search
 from tenuto.tuner.space import space_of
 from tenuto.tuner.target import Target

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from tenuto.bench.diffusion.tuning import Outcome
 from tenuto.errors import InputError
-from tenuto.eval.run import Run
-from tenuto.eval.tasks.tuning import Outcome
+from tenuto.records.diffusion import Run
 from tenuto.tuner.target import Target, lower_bound, predicted_speedup
 
 

@@ -19,8 +19,8 @@ from tenuto.errors import TenutoError, closest
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tenuto.eval.kvrun import KVRun
-    from tenuto.eval.run import Run
+    from tenuto.records.diffusion import Run
+    from tenuto.records.kv import KVRun
 
 WIDE = 150
 DEFAULT_MODEL = "bundled:dit-fashion"
@@ -87,7 +87,7 @@ def print_runs(runs: Sequence[Run], kv_runs: Sequence[KVRun], as_json: bool) -> 
         rows = [*(run.row() for run in runs), *(row for run in kv_runs for row in run.rows())]
         click.echo(json.dumps(rows, indent=1, allow_nan=False))
         return
-    from tenuto.eval.terminal import kv_table, shadow_table, table
+    from tenuto.cli.tables import kv_table, shadow_table, table
 
     console = wide_console()
     if runs:

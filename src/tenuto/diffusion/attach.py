@@ -26,7 +26,7 @@ from tenuto.diffusion.models import Layout, find_denoisers
 from tenuto.diffusion.parallel import inside_split
 from tenuto.diffusion.policy import FeaturePolicy, Recorder
 from tenuto.errors import AttachError, CalibrationError
-from tenuto.restoring import put_until
+from tenuto.restoring import wrap_until
 
 __all__ = ["AttachedRun", "attach", "check_count", "name_of", "serves"]
 
@@ -44,18 +44,17 @@ def _wrap(stack: ExitStack, denoiser: Denoiser) -> None:
         )
     _attached.add(root)
     stack.callback(_attached.discard, root)
-    put_until(stack, root, "forward", torch.compiler.disable(denoiser.root(root.forward), recursive=False))
+    wrap_until(stack, root, "forward", lambda call: torch.compiler.disable(denoiser.root(call), recursive=False))
     for block in denoiser.layout.blocks:
         compiled = block.module._compiled_call_impl  # by Module.compile: wrapped as it is, nothing is compiled again
         owner = inside_split(block.module) if compiled is None else block.module
         slot = "forward" if compiled is None else "_compiled_call_impl"
-        put_until(stack, owner, slot, denoiser.block(block, compiled or owner.forward))
+        wrap_until(stack, owner, slot, partial(denoiser.block, block))
     for subset in denoiser.subsets:
         for part in subset.parts:
-            put_until(stack, part, "forward", subset.part(part.forward))
-    context: Any = getattr(root, "cache_context", None)  # diffusers' CacheMixin has it, other models have not
-    if context is not None:
-        put_until(stack, root, "cache_context", _contexts(denoiser, context))
+            wrap_until(stack, part, "forward", subset.part)
+    if getattr(root, "cache_context", None) is not None:  # diffusers' CacheMixin has it, other models have not
+        wrap_until(stack, root, "cache_context", partial(_contexts, denoiser))
 
 
 def _contexts(denoiser: Denoiser, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,17 +75,18 @@ def _contexts(denoiser: Denoiser, original: Callable[..., Any]) -> Callable[...,
 
 def _watch(stack: ExitStack, scheduler: Any, run: AttachedRun) -> None:
     """Start every denoiser cold when the pipeline sets its timesteps."""
-    original = scheduler.set_timesteps
 
-    @wraps(original)  # pipelines read its signature to learn what the scheduler takes
-    def set_timesteps(*args: Any, **options: Any) -> Any:
-        result = original(*args, **options)
-        total = len(scheduler.timesteps) if len(run.denoisers) == 1 else None
-        for denoiser in run.denoisers:
-            denoiser.start(run.session, total)
-        return result
+    def watched(original: Callable[..., Any]) -> Callable[..., Any]:
+        def set_timesteps(*args: Any, **options: Any) -> Any:
+            result = original(*args, **options)
+            total = len(scheduler.timesteps) if len(run.denoisers) == 1 else None
+            for denoiser in run.denoisers:
+                denoiser.start(run.session, total)
+            return result
 
-    put_until(stack, scheduler, "set_timesteps", set_timesteps)
+        return set_timesteps
+
+    wrap_until(stack, scheduler, "set_timesteps", watched)
 
 
 def _uncompiled(target: Any) -> None:

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tenuto.eval.attentionrun import AttentionRun
-from tenuto.eval.kvrun import KVRun
-from tenuto.eval.moerun import MoeRun
-from tenuto.eval.promptrun import PromptRun
-from tenuto.eval.run import Run
-from tenuto.eval.storerun import StoreRun
+from tenuto.records.attention import AttentionRun
+from tenuto.records.diffusion import Run
+from tenuto.records.kv import KVRun
+from tenuto.records.prompt import PromptRun
+from tenuto.records.reuse import ReuseRun
+from tenuto.records.shards import ShardsRun
 from tenuto.report import units
-from tenuto.report.table import BASELINE, IDENTICAL, Row
+from tenuto.report.diffusion.table import BASELINE, IDENTICAL, Row
 
 __all__ = ["Difference", "Fact", "Headline", "common_facts", "differences", "headlines", "shared_head"]
 
-Record = Run | KVRun | MoeRun | PromptRun | AttentionRun | StoreRun
+Record = Run | KVRun | ShardsRun | PromptRun | AttentionRun | ReuseRun
 
 CLOSE = 30.0
 """PSNR in dB from which differences are hard to see."""

@@ -11,18 +11,18 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from tenuto.errors import InputError
-from tenuto.eval.attentionrun import read_attention_runs
-from tenuto.eval.kvrun import read_kv_runs
-from tenuto.eval.moerun import read_moe_runs
-from tenuto.eval.promptrun import read_prompt_runs
-from tenuto.eval.run import read_runs, run_files
-from tenuto.eval.storerun import read_store_runs
-from tenuto.report.attention_page import attention_part
-from tenuto.report.images_page import images_part
-from tenuto.report.kv_page import kv_part
-from tenuto.report.moe_page import moe_part
-from tenuto.report.prompt_page import prompt_part
-from tenuto.report.store_page import store_part
+from tenuto.records.attention import read_attention_runs
+from tenuto.records.diffusion import read_runs, run_files
+from tenuto.records.kv import read_kv_runs
+from tenuto.records.prompt import read_prompt_runs
+from tenuto.records.reuse import read_reuse_runs
+from tenuto.records.shards import read_shards_runs
+from tenuto.report.attention.page import attention_part
+from tenuto.report.diffusion.page import diffusion_part
+from tenuto.report.kv.page import kv_part
+from tenuto.report.prompt.page import prompt_part
+from tenuto.report.reuse.page import reuse_part
+from tenuto.report.shards.page import shards_part
 
 __all__ = ["FILE_NAME", "write_report"]
 
@@ -30,9 +30,9 @@ FILE_NAME = "tenuto-report.html"
 FAMILIES: tuple[tuple[Any, Any], ...] = (
     (read_kv_runs, kv_part),
     (read_prompt_runs, prompt_part),
-    (read_moe_runs, moe_part),
+    (read_shards_runs, shards_part),
     (read_attention_runs, attention_part),
-    (read_store_runs, store_part),
+    (read_reuse_runs, reuse_part),
 )
 """What reads the records of each family but diffusion from a folder, and what makes its part of the page of them."""
 
@@ -47,7 +47,7 @@ def _text(name: str) -> str:
 
 
 def _parts(folder: Path) -> list[dict[str, Any]]:
-    parts = [images_part(read_runs(folder), folder)] if run_files(folder) else []
+    parts = [diffusion_part(read_runs(folder), folder)] if run_files(folder) else []
     parts += [part(runs) for read, part in FAMILIES if (runs := read(folder))]
     if not parts:
         raise InputError(
@@ -65,7 +65,7 @@ def _render(folder: Path) -> str:
     parts = _parts(folder)
     level = 1 + len(parts)  # of the headings: below the page's, or below the part's
     for part in parts:
-        html = environment.get_template(f"{part['id']}.html").render(part={**part, "level": level})
+        html = environment.get_template(f"{part['id']}/page.html").render(part={**part, "level": level})
         part["html"] = Markup(html)
     return environment.get_template("template.html").render(parts=parts)
 
