@@ -30,6 +30,7 @@ __all__ = ["Identity", "Look", "configuration", "told"]
 OURS = ("accelerate", "diffusers", "peft", "tenuto", "torch", "transformers")
 """Packages whose hooks are known not to change what a module computes, or say so in what is looked at."""
 ASIDE = (set(vars(nn.Module())) - {"training"}) | {
+    "__getstate__",
     "_gradient_checkpointing_func",
     "_internal_dict",
     "config",
@@ -66,6 +67,9 @@ class Identity:
         """
         if self._look is None or not self._look.same():
             look = Look(self.root)
+            if look.problem:
+                self._look = None
+                raise AttachError(look.problem)
             known = self._look.hashed if self._look is not None and self._look.untouched() else {}
             self._mark, self._look = look.name(known), look
         return self._mark
@@ -75,16 +79,20 @@ class Look:
     """A module as it is now.
 
     Attributes:
+        named: its tensors by name; derived: those names whose tensors follow from the configuration.
+        problem: why nothing can be kept under a name of it: weights made in inference mode, hooks of others, numbers
+            that are drawn (dropout in training mode); empty if there is no reason.
         hashed: the digests of its tensors, by the object, once :meth:`name` was asked for.
 
     Raises:
-        AttachError: weights that are not in memory, made in inference mode or of a kind that has no bytes; hooks of
-            others; numbers that are drawn (dropout in training mode).
+        AttachError: weights that are not in memory, or of a kind whose bytes cannot be had.
     """
 
     def __init__(self, root: nn.Module) -> None:
         self.hashed: dict[int, tuple[torch.Tensor, int, int, bytes]] = {}
-        self._named: list[tuple[str, torch.Tensor]] = []
+        self.named: list[tuple[str, torch.Tensor]] = []
+        self.derived: set[str] = set()
+        self.problem = ""
         self._facts: list[str] = []
         self._values: list[tuple[Callable[[dict[str, Any]], Any], dict[str, Any], Any]] = []
         self._held: list[dict[str, Any]] = []
@@ -98,14 +106,19 @@ class Look:
         self._facts += [configuration(config) for config in configs.values()]
         self._sizes = [*map(len, self._held), *map(len, self._inside)]
         self._objects = [value for inside in self._inside for value in inside.values()]
-        self._tensors = [tensor for _, tensor in self._named if tensor.numel()]
+        self._tensors = [tensor for _, tensor in self.named if tensor.numel()]
+        if made := [name for name, tensor in self.named if tensor.is_inference()]:
+            self.problem = self.problem or (
+                f"The weights {made[0]} were made in inference mode, where changes cannot be noticed, so nothing can be "
+                "kept under their name. Load the model outside of it, or attach no store."
+            )
         self._versions, self._places = self._counts()
         self._spots = _spots(self._tensors)
         self._bytes = [torch.cat(spots) for spots in self._spots]
 
     def _see(self, name: str, module: nn.Module) -> None:
         held = vars(module)
-        _refuse(name, module, held)
+        self.problem = self.problem or _problem(name, module, held)
         names = [key for key in held if key not in ASIDE]
         look = itemgetter("training", *names)
         self._values.append((look, held, _copied(look(held))))
@@ -116,28 +129,26 @@ class Look:
         self._facts.append(f"{name}:{type(module).__module__}.{type(module).__qualname__}({', '.join(plain)})")
         own = {key: value for each in inside[:2] for key, value in each.items() if value is not None}
         own |= {key: held[key] for key in names if isinstance(held[key], torch.Tensor)}
+        spare = held["_non_persistent_buffers_set"] | (own.keys() - inside[0].keys() - inside[1].keys())
         if type(module)._save_to_state_dict is not nn.Module._save_to_state_dict:
             module._save_to_state_dict(packed := dict[str, Any](), "", keep_vars=True)
             own = packed | own
         for key in sorted(own):
-            for label, tensor in pieces(f"{name}.{key}", _on_host(module, key, own[key])):
-                if tensor.is_inference():
-                    raise AttachError(
-                        f"The weights {label} were made in inference mode, where changes cannot be noticed, so nothing "
-                        "can be kept under their name. Load the model outside of it, or attach no store."
-                    )
-                self._named.append((label, tensor))
+            path = f"{name}.{key}" if name else key
+            self.named += pieces(path, _on_host(module, key, own[key]))
+            if key in spare:
+                self.derived.add(path)
 
     def name(self, known: Mapping[int, tuple[torch.Tensor, int, int, bytes]]) -> str:
         """The name, 32 hex digits; tensors that are in ``known`` and as they were are not hashed again."""
-        for _, tensor in self._named:
+        for _, tensor in self.named:
             old = known.get(id(tensor))
-            if old is not None and old[1:3] == (tensor._version, tensor.data_ptr()):
+            if old is not None and old[1:3] == (_version(tensor), tensor.data_ptr()):
                 self.hashed[id(tensor)] = old
-        fresh = [tensor for _, tensor in self._named if id(tensor) not in self.hashed]
+        fresh = [tensor for _, tensor in self.named if id(tensor) not in self.hashed]
         for tensor, digest in zip(fresh, digests(fresh), strict=True):
-            self.hashed[id(tensor)] = (tensor, tensor._version, tensor.data_ptr(), digest)
-        return join("\n".join(self._facts), [(label, self.hashed[id(tensor)][3]) for label, tensor in self._named])
+            self.hashed[id(tensor)] = (tensor, _version(tensor), tensor.data_ptr(), digest)
+        return join("\n".join(self._facts), [(label, self.hashed[id(tensor)][3]) for label, tensor in self.named])
 
     def same(self) -> bool:
         """Whether nothing has changed since, as far as a look can tell."""
@@ -157,8 +168,17 @@ class Look:
         pairs = zip(self._spots, self._bytes, strict=True)
         return all(torch.equal(torch.cat(spots), before) for spots, before in pairs)
 
+    def brief(self) -> Any:
+        """What :meth:`same` compares, as values that hold no module and no tensor."""
+        spots = [before.tolist() for before in self._bytes]
+        return list(self._facts), [id(tensor) for tensor in self._tensors], self._versions, self._places, spots
+
     def _counts(self) -> tuple[list[int], list[int]]:
-        return [tensor._version for tensor in self._tensors], [tensor.data_ptr() for tensor in self._tensors]
+        return [_version(tensor) for tensor in self._tensors], [tensor.data_ptr() for tensor in self._tensors]
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def configuration(config: Any) -> str:
@@ -219,12 +239,12 @@ def _equal(one: Any, other: Any) -> bool:
         return False
 
 
-def _refuse(name: str, module: nn.Module, held: dict[str, Any]) -> None:
+def _problem(name: str, module: nn.Module, held: dict[str, Any]) -> str:
     hooks = [*held["_forward_hooks"].values(), *held["_forward_pre_hooks"].values()]
     if "forward" in held and inspect.unwrap(held["forward"]) is not None:
         hooks.append(inspect.unwrap(held["forward"]))
     if strange := [hook for hook in hooks if _package(hook, module) not in OURS]:
-        raise AttachError(
+        return (
             f"{name or 'The model'} is changed by {told(strange[0])}, of which a store cannot know what it does. Remove "
             "it, or attach no store."
         )
@@ -232,10 +252,11 @@ def _refuse(name: str, module: nn.Module, held: dict[str, Any]) -> None:
     if isinstance(module, nn.Dropout) and module.p > 0:
         drawn.append("p")
     if module.training and drawn:
-        raise AttachError(
+        return (
             f"The model is in training mode and {name or 'it'} has {drawn[0]}={told(held.get(drawn[0]))}, so its "
             "numbers are drawn and cannot be kept in a store. Call model.eval(), or attach no store."
         )
+    return ""
 
 
 def _positive(value: Any) -> bool:

@@ -38,6 +38,7 @@ class Layout:
     Attributes:
         decoder: the module whose ``forward`` is one step; config: of the text decoder.
         layers: one spec per layer; dtype: of keys and values.
+        identity: the name of all that the decoder's numbers depend on.
     """
 
     decoder: nn.Module
