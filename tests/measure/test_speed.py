@@ -38,8 +38,14 @@ def test_no_repeats_is_refused(numbers: dict[str, int]) -> None:
         interleave(lambda _: 1.0, {}, **numbers)
 
 
-def test_timed() -> None:
-    assert 0.02 <= timed(lambda: time.sleep(0.02), CPU) < 1.0
+def test_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def work() -> None:
+        clock[0] += 2.5
+
+    assert timed(work, CPU) == 2.5
 
 
 def test_claim_is_the_median_with_its_range() -> None:

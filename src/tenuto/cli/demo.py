@@ -6,10 +6,20 @@ from pathlib import Path
 
 import click
 
-from tenuto.cli.group import DEFAULT_LANGUAGE, DEFAULT_MODEL, FILE, FOLDER, command, json_option, main, print_runs
+from tenuto.cli.group import (
+    DEFAULT_LANGUAGE,
+    DEFAULT_MODEL,
+    FILE,
+    FOLDER,
+    Measuring,
+    command,
+    json_option,
+    main,
+    print_runs,
+)
 
 
-@main.command()
+@main.command(cls=Measuring)
 @click.option("--out", default=Path(), type=FOLDER, help="Folder for the report and its records [default: here].")
 @json_option
 def demo(out: Path, as_json: bool) -> None:
