@@ -1,7 +1,7 @@
 """Profiles: what was fitted for a policy, and for which model.
 
 A profile is a folder-less pair of files, ``NAME.safetensors`` (tensors, with everything else as JSON in its header), so
-that one file travels. The model's *fingerprint* is taken over all weights, its configuration and its adapters: a profile
+that one file travels. The model's *fingerprint* is taken over all weights, settings and adapters: a profile
 made for another model, or for the same one after fine-tuning, is refused. Profiles of versions that sampled the weights
 carry the first half of a fingerprint only, and serve where that half is right.
 """

@@ -45,8 +45,8 @@ ASIDE = (set(vars(nn.Module())) - {"training"}) | {
     "warnings_issued",
 }
 """Attributes of modules that no number depends on, or that are looked at by themselves."""
-WORDS = ("_token_id", "_name", "_version", "architectures", "dtype", "id2label", "label2id", "output_", "problem_type")
-WORDS += ("return_dict", "torchscript", "transformers_version", "use_cache")
+WORDS = "_token_id _name _version architectures dtype id2label label2id output_ problem_type return_dict use_cache"
+"""Parts of names of settings that no forward pass reads; with them go all that begin with an underscore."""
 SPARE = 2
 """Bytes of each tensor that are looked at again."""
 
@@ -109,8 +109,8 @@ class Look:
         self._tensors = [tensor for _, tensor in self.named if tensor.numel()]
         if made := [name for name, tensor in self.named if tensor.is_inference()]:
             self.problem = self.problem or (
-                f"The weights {made[0]} were made in inference mode, where changes cannot be noticed, so nothing can be "
-                "kept under their name. Load the model outside of it, or attach no store."
+                f"The weights {made[0]} were made in inference mode, where changes cannot be noticed, so nothing can "
+                "be kept under their name. Load the model outside of it, or attach no store."
             )
         self._versions, self._places = self._counts()
         self._spots = _spots(self._tensors)
@@ -189,7 +189,7 @@ def configuration(config: Any) -> str:
 
 def _without(made: Mapping[Any, Any]) -> dict[str, Any]:
     kept = {str(key): value for key, value in made.items() if not str(key).startswith("_")}
-    kept = {key: value for key, value in kept.items() if not any(word in key for word in WORDS)}
+    kept = {key: value for key, value in kept.items() if not any(word in key for word in WORDS.split())}
     return {key: _without(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
 
 
@@ -245,8 +245,8 @@ def _problem(name: str, module: nn.Module, held: dict[str, Any]) -> str:
         hooks.append(inspect.unwrap(held["forward"]))
     if strange := [hook for hook in hooks if _package(hook, module) not in OURS]:
         return (
-            f"{name or 'The model'} is changed by {told(strange[0])}, of which a store cannot know what it does. Remove "
-            "it, or attach no store."
+            f"{name or 'The model'} is changed by {told(strange[0])}, of which a store cannot know what it does. "
+            "Remove it, or attach no store."
         )
     drawn = [key for key, value in held.items() if ("drop" in key or "jitter" in key) and _positive(value)]
     if isinstance(module, nn.Dropout) and module.p > 0:

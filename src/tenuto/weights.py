@@ -34,7 +34,7 @@ def pieces(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """
     if isinstance(value, torch.Tensor):
         if is_traceable_wrapper_subclass(value):
-            inner, told = value.__tensor_flatten__()  # type: ignore[attr-defined]
+            inner, told = value.__tensor_flatten__()
             yield f"{name}:{type(value).__name__}:{told!r}", torch.empty(0)
             for part in inner:
                 yield from pieces(f"{name}.{part}", getattr(value, part))
@@ -88,10 +88,10 @@ def _digest(tensor: torch.Tensor, rounded: bool) -> bytes:
     digest = blake3(f"{tuple(tensor.shape)}{'' if rounded else tensor.dtype}".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if not rounded:
-        digest.update(flat.view(torch.uint8).numpy())
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
     else:
         for part in flat.split(AT_ONCE):
-            digest.update(part.to(torch.bfloat16).view(torch.uint8).numpy())
+            digest.update(memoryview(part.to(torch.bfloat16).view(torch.uint8).numpy()))
     return digest.digest()
 
 

@@ -200,7 +200,7 @@ def shard(
     run = ShardedRun(model, Plan(placement, count, selector, measure, exchange, schedule, pool, coded, recent))
     if isinstance(selector, Affinity):
         selector.profile.check(NAME, fingerprint(run.layout.decoder))
-    name = f"{type(model).__name__} {fingerprint(run.layout.decoder)}"
+    name = f"{type(model).__name__} {run.layout.identity.mark()}"
     exchange.agree(f"{name} with {placement}, {selector}, {schedule}, {coded} but {recent}, {count} shards")
     with ExitStack() as stack:
         take_over(stack, run)
