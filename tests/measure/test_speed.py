@@ -9,7 +9,7 @@ import torch
 
 from tenuto.errors import InputError
 from tenuto.measure.speed import PeakMemory, claim, interleave, timed
-from tenuto.records.diffusion import Timing
+from tenuto.records.timing import Timing
 
 CPU = torch.device("cpu")
 PAIRS = Timing(seconds=(1.0, 1.0, 2.0), baseline_seconds=(2.0, 3.0, 2.0))
