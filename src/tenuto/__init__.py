@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         InputError,
         ModelError,
         PolicyError,
+        redact,
         StoreError,
         TenutoError,
     )
@@ -112,6 +113,7 @@ _HOMES = {
     "ZipCache": "tenuto.kv.policies.zipcache",
     "attach": "tenuto.attachment",
     "calibrate": "tenuto.diffusion.calibrate",
+    "redact": "tenuto.errors",
 }
 __all__ = [
     "AdaCorrection",
@@ -162,6 +164,7 @@ __all__ = [
     "__version__",
     "attach",
     "calibrate",
+    "redact",
 ]
 # sync: end
 

@@ -87,11 +87,9 @@ def _digest(tensor: torch.Tensor, rounded: bool) -> bytes:
     rounded = rounded and tensor.is_floating_point()
     digest = blake3(f"{tuple(tensor.shape)}{'' if rounded else tensor.dtype}".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    if not rounded:
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
-    else:
-        for part in flat.split(AT_ONCE):
-            digest.update(memoryview(part.to(torch.bfloat16).view(torch.uint8).numpy()))
+    for part in flat.split(AT_ONCE) if rounded else (flat,):
+        data: Any = (part.to(torch.bfloat16) if rounded else part).view(torch.uint8).numpy()
+        digest.update(data)
     return digest.digest()
 
 

@@ -73,7 +73,7 @@ def opened(path: Path, flags: int) -> Iterator[io.FileIO]:
         os.close(number)
         raise OSError(errno.EINVAL, f"{path.name} is no regular file")
     mode = "rb" if flags & os.O_ACCMODE == os.O_RDONLY else "ab" if flags & os.O_APPEND else "rb+"
-    with open(number, mode, buffering=0) as file:
+    with io.FileIO(number, mode) as file:
         yield file
 
 
