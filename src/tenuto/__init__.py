@@ -31,7 +31,6 @@ if TYPE_CHECKING:
         InputError,
         ModelError,
         PolicyError,
-        redact,
         StoreError,
         TenutoError,
     )
@@ -113,7 +112,6 @@ _HOMES = {
     "ZipCache": "tenuto.kv.policies.zipcache",
     "attach": "tenuto.attachment",
     "calibrate": "tenuto.diffusion.calibrate",
-    "redact": "tenuto.errors",
 }
 __all__ = [
     "AdaCorrection",
@@ -164,7 +162,6 @@ __all__ = [
     "__version__",
     "attach",
     "calibrate",
-    "redact",
 ]
 # sync: end
 
