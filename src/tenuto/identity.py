@@ -42,13 +42,14 @@ ASIDE = (set(vars(nn.Module())) - {"training"}) | {
     "gradient_checkpointing",
     "hf_device_map",
     "name_or_path",
+    "padding_idx",
     "warnings_issued",
 }
 """Attributes of modules that no number depends on, or that are looked at by themselves."""
 WORDS = "_token_id _name _version architectures dtype id2label label2id output_ problem_type return_dict use_cache"
 """Parts of names of settings that no forward pass reads; with them go all that begin with an underscore."""
 SPARE = 2
-"""Bytes of each tensor that are looked at again."""
+"""Numbers of each tensor that are looked at again."""
 
 
 class Identity:
@@ -286,11 +287,11 @@ def _on_host(module: nn.Module, key: str, value: Any) -> Any:
 
 
 def _spots(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """Views of the first byte of some numbers of each tensor, by device."""
-    found = dict[torch.device, list[torch.Tensor]]()
+    """Views of some numbers of each tensor as bytes, those of one device and width together."""
+    found = dict[tuple[torch.device, int], list[torch.Tensor]]()
     for tensor in tensors:
         if tensor.is_contiguous():
-            step = max(tensor.numel() // SPARE, 1) * tensor.itemsize
-            flat = tensor.detach().reshape(-1).view(torch.uint8)
-            found.setdefault(tensor.device, []).append(flat[::step])
+            step, width = max(tensor.numel() // SPARE, 1), tensor.itemsize
+            numbers = tensor.detach().reshape(-1).view(torch.uint8).view(-1, width)
+            found.setdefault((tensor.device, width), []).append(numbers[::step])
     return list(found.values())

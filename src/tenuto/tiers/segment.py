@@ -83,10 +83,10 @@ def ours(path: Path) -> bool:
         return False
     try:
         with opened(path, os.O_RDONLY) as file:
-            front = os.pread(file.fileno(), len(MAGIC), 0)
+            front = os.pread(file.fileno(), len(MAGIC) + record.LONGEST_HEAD, 0)
     except OSError:
         return False
-    return MAGIC.startswith(front)
+    return MAGIC.startswith(front[: len(MAGIC)]) or record.parse(front[len(MAGIC) :]) is not None  # else damaged
 
 
 @contextmanager
