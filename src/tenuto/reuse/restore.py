@@ -155,7 +155,7 @@ class Prefixes:
     ) -> list[tuple[torch.Tensor, ...]]:
         """Per layer, keys and values ``[batch, kv_heads, stop, head_dim]`` of all rows."""
         parts = [(count, stretch) for count, (_, stretch) in zip(held, found, strict=True)]
-        if len(parts) == 1 and parts[0][1] is not None:
+        if len(parts) == 1 and parts[0][0] == stop and parts[0][1] is not None:  # one row without padding
             keys, values = (part[:, None, :, :stop].to(device) for part in parts[0][1][:2])
             return list(zip(keys, values, strict=True))
         some = next(stretch for _, stretch in parts if stretch is not None)
