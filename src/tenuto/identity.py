@@ -25,7 +25,7 @@ from torch import nn
 from tenuto.errors import AttachError
 from tenuto.weights import digests, join, pieces
 
-__all__ = ["Identity", "Look", "configuration", "told"]
+__all__ = ["Identity", "Look", "autocast", "configuration", "told"]
 
 OURS = ("accelerate", "diffusers", "peft", "tenuto", "torch", "transformers")
 """Packages whose hooks are known not to change what a module computes, or say so in what is looked at."""
@@ -180,6 +180,14 @@ class Look:
 
 def _version(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
+
+
+def autocast(device: torch.device) -> bool:
+    """Whether what is computed on a device is rounded by autocast now; of an offloaded model's device, on any."""
+    if device.type != "meta":
+        return torch.is_autocast_enabled(device.type)
+    near = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.is_autocast_enabled("cpu") or (near is not None and torch.is_autocast_enabled(near.type))
 
 
 def configuration(config: Any) -> str:

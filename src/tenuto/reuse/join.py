@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tenuto.errors import AttachError, InputError
+from tenuto.identity import autocast
 from tenuto.kv.cache import KVCache
 from tenuto.kv.models import Layout
 from tenuto.reuse.chunks import ChunkStore
@@ -85,7 +86,7 @@ def _chunk_caches(layout: Layout, parts: Sequence[torch.Tensor], store: ChunkSto
     """The cache of each chunk by itself, from the store where it has them."""
     model, dtype = "", next(layout.decoder.parameters()).dtype
     known: list[Layers | None] = [None] * len(parts)
-    if store is not None and torch.is_autocast_enabled(parts[0].device.type):
+    if store is not None and autocast(parts[0].device):
         raise AttachError(
             "Chunks computed under autocast are other numbers than the model's: leave it, or give no store=."
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tenuto.errors import AttachError
+from tenuto.identity import autocast
 from tenuto.kv.cache import KVCache
 from tenuto.kv.models import Layout
 from tenuto.kv.policy import ALL, KVPolicy
@@ -59,7 +60,7 @@ class Prefixes:
             StoreError: the store was closed.
         """
         self.store.check()
-        if torch.is_autocast_enabled(self.model.device.type):
+        if autocast(self.model.device):
             self.store.fault("Under autocast a model computes other numbers: nothing is kept or loaded.")
             return None
         try:
