@@ -12,7 +12,7 @@ from contextlib import suppress
 import torch
 
 from tenuto.errors import StoreError
-from tenuto.reuse.partial import Layers
+from tenuto.reuse.policy import Layers
 from tenuto.tiers.address import open_tier
 from tenuto.tiers.codec import finite
 from tenuto.tiers.key import page_key
