@@ -108,10 +108,8 @@ def read(
         raise InputError(
             f"A prompt of shape {list(ids.shape)} was given. Give one prompt [1, tokens] that is not empty."
         )
-    if any(spec.site is None for spec in run.layout.layers):
-        raise AttachError(
-            "Spans can be merged in a model whose layers all attend in full; this one has sliding layers."
-        )
+    if any(spec.site is None or spec.calls > 1 for spec in run.layout.layers):
+        raise AttachError("Spans can be merged in a model whose layers all attend in full; this one does not.")
     if run.blocks.index is not None:
         raise AttachError(
             f"{type(run.policy).__name__} puts old entries into pages, which carry no count weights. Use another."

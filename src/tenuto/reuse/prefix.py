@@ -11,6 +11,7 @@ missing: what comes after it is computed again.
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -69,24 +70,42 @@ class PrefixStore:
             raise InputError(f"A page of {page} tokens was asked for. Give at least 1.")
         self.levels = open_levels(address) if isinstance(address, str) else list(address)
         self.page, self.tenant = page, tenant
+        self._warned = self._closed = False
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="tenuto-store-write")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="tenuto-store-read")
         self._writing: list[Future[None]] = []
         self._mutex = threading.Lock()
-        self._warned = False
+
+    def _open(self) -> None:
+        """Start threads again after a fork, which takes none along.
+
+        Raises:
+            StoreError: the store was closed.
+        """
+        if self._closed:
+            raise StoreError("The store was closed. Open it again: PrefixStore(address).")
+        if self._process != os.getpid():
+            self._start()
 
     def of(self, model: Any, layout: Layout, policy: KVPolicy) -> Prefixes:
         """The store as one attached model sees it.
 
         Raises:
             AttachError: no prefix of this model, or under this policy, can be stored.
+            StoreError: the store was closed.
         """
         from tenuto.reuse.restore import Prefixes
 
+        self._open()
         return Prefixes(self, model, layout, policy)
 
     def shelf(self, model: str, dtype: torch.dtype, adapter: str = "") -> Shelf:
         """The pages of one model: its fingerprint, the dtype of its cache, what is added to its weights."""
+        self._open()
         names = [str(level.codec) for level in self.levels]
         kind = str(dtype).removeprefix("torch.")
         spaces = [
@@ -103,6 +122,8 @@ class PrefixStore:
 
     def flush(self) -> None:
         """Wait until all that was given is written; a page that a tier refused is warned of, once."""
+        if self._process != os.getpid():
+            return  # what the process before the fork writes, it writes
         with self._mutex:
             waiting, self._writing = self._writing, []
         for future in waiting:
@@ -110,7 +131,12 @@ class PrefixStore:
 
     def close(self) -> None:
         """Finish writing and let go of the tiers. What is on disk or on a server stays there."""
+        if self._closed:
+            return
+        if self._process != os.getpid():
+            self._start()
         self.flush()
+        self._closed = True
         self._writer.shutdown()
         self._reader.shutdown()
         for level in self.levels:

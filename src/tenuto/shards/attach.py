@@ -19,9 +19,9 @@ from transformers import GenerationMixin
 from tenuto.calibration import fingerprint
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.attach import give_caches, take_over
+from tenuto.kv.call import stepping
 from tenuto.kv.models import find_layout
 from tenuto.kv.offload.pool import Pool
-from tenuto.kv.run import current
 from tenuto.shards.affinity import NAME, Affinity
 from tenuto.shards.cache import ShardedCache
 from tenuto.shards.exchange import Exchange, Local
@@ -73,11 +73,9 @@ class ShardedRun:
             raise AttachError("An attention mask of four dimensions was given. Give a mask [batch, tokens], or none.")
         self.routes.clear()
         cache.begin(given.shape[0], given.shape[1], mask, given.device)
-        self.last, token = cache, current.set(cache)
-        try:
+        self.last = cache
+        with stepping(cache, []):
             result = original(**named)
-        finally:
-            current.reset(token)
         cache.finish()
         return result
 

@@ -60,6 +60,9 @@ class ShardedCache(Cache):  # type: ignore[misc]
         for layer in self.engine:
             layer.step = step
 
+    def valid(self) -> None:
+        """Which tokens so far are none of padding is not known: no mask of four dimensions is taken."""
+
     def finish(self) -> None:
         """The call is over."""
         for layer in self.engine:
