@@ -56,8 +56,8 @@ class KVCache(Cache):  # type: ignore[misc]
         keeper: Callable[[KVCache], None] | None = None,
         pool: Pool | None = None,
     ) -> None:
-        self.policy, self.budget, self.layout = policy, budget, layout
-        self.replay, self.keeper, self.pool = replay, keeper, pool
+        self.policy, self.budget, self.layout, self.replay = policy, budget, layout, replay
+        self.keeper, self.pool = keeper, pool
         self.sequences = Sequences(0, [], *[torch.zeros(0, 0, dtype=torch.int32)] * 2)
         self.engine = [
             KVLayer(policy, spec.site, self.sequences, Paged(policy, pool) if pool else None)
@@ -348,7 +348,8 @@ class KVCache(Cache):  # type: ignore[misc]
 
     def _crop(self, count: int) -> None:
         rows = self.sequences
-        lost = [layer.newer(rows.columns - count) for layer in self.engine]  # of all layers first: all forget, or none
+        sliding.check_crop(self.layers)  # all layers forget, or none
+        lost = [layer.newer(rows.columns - count) for layer in self.engine]
         with self._changing():
             self._forget(rows.columns - count, lost)
             for layer in sliding.sliding(self.layers):
@@ -384,8 +385,7 @@ class KVCache(Cache):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Forget everything."""
-        for name, value in vars(self.empty()).items():
-            setattr(self, name, value)
+        self.__dict__.update(self.empty().__dict__)
 
     def fork(self) -> KVCache:
         """An independent copy: ask several questions on one compressed context, each on its own fork."""

@@ -141,7 +141,7 @@ def _check_kinds(name: str, config: Any, attentions: dict[int, nn.Module], kinds
         reason = f"{len(attentions)} attention layers for {len(kinds)} in its configuration (shared or nested layers)"
     elif any("sinks" in dict(module.named_parameters()) for module in attentions.values()):
         reason = "learned sinks"
-    elif getattr(config, "use_bidirectional_attention", None) or getattr(config, "is_causal", True) is False:
+    elif getattr(config, "use_bidirectional_attention", 0) in (True, "all") or not getattr(config, "is_causal", True):
         reason = "tokens that see later ones (its configuration says that it is not causal)"
     if reason:
         raise AttachError(

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from tenuto.errors import AttachError
 from tenuto.kv.engine import EngineLayer
 from tenuto.kv.models import Layout
 
-__all__ = ["let_go", "nbytes", "sliding", "tensors"]
+__all__ = ["check_crop", "let_go", "nbytes", "sliding", "tensors"]
 
 
 def sliding(layers: Sequence[Any]) -> Iterator[Any]:
@@ -31,6 +32,20 @@ def let_go(layers: Sequence[Any]) -> None:
             tokens = tensor.shape[-2]
             if tensor.untyped_storage().nbytes() * tokens > tensor.nbytes * (tokens + 1):
                 setattr(layer, name, tensor.clone())
+
+
+def check_crop(layers: Sequence[Any]) -> None:
+    """Refuse to take tokens back where a window has let go of those before.
+
+    Raises:
+        AttachError: it has.
+    """
+    for layer in sliding(layers):
+        if layer.is_initialized and layer.get_seq_length() >= layer.sliding_window and not layer.record_past:
+            raise AttachError(
+                "Layers that slide have let go of what stood before the tokens to take back. Call "
+                "cache.activate_past_recording() before these tokens, or start again."
+            )
 
 
 def nbytes(layers: Sequence[Any], layout: Layout, rows: int, tokens: int) -> int:
