@@ -9,7 +9,7 @@ from rich.console import Console
 from tenuto.cli.tables import table
 from tenuto.records.diffusion import Run
 
-SHARED = {"task": "diffusion", "model": "m", "fingerprint": "f", "settings": {}, "versions": {}, "device": "CPU"}
+SHARED = {"model": "m", "fingerprint": "f", "settings": {}, "versions": {}, "device": "CPU"}
 
 
 def shown(*runs: Run) -> list[str]:

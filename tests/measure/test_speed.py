@@ -9,7 +9,7 @@ import torch
 
 from tenuto.errors import InputError
 from tenuto.measure.speed import PeakMemory, claim, interleave, timed
-from tenuto.records.diffusion import Timing
+from tenuto.records.timing import Timing
 
 CPU = torch.device("cpu")
 PAIRS = Timing(seconds=(1.0, 1.0, 2.0), baseline_seconds=(2.0, 3.0, 2.0))
@@ -38,8 +38,14 @@ def test_no_repeats_is_refused(numbers: dict[str, int]) -> None:
         interleave(lambda _: 1.0, {}, **numbers)
 
 
-def test_timed() -> None:
-    assert 0.02 <= timed(lambda: time.sleep(0.02), CPU) < 1.0
+def test_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def work() -> None:
+        clock[0] += 2.5
+
+    assert timed(work, CPU) == 2.5
 
 
 def test_claim_is_the_median_with_its_range() -> None:

@@ -44,7 +44,7 @@ def test_written_and_read(tmp_path: Path) -> None:
     assert len({write_shards_run(run, tmp_path) for run in (FEW, plain, BASE)}) == 3
     assert read_shards_runs(tmp_path) == [BASE, plain, FEW]
     assert [run.policy for run in (BASE, FEW)] == ["none", "expert, both, int4"]
-    (tmp_path / "moe-none.json").write_text('{"placement": "none", "more": 1}')
+    (tmp_path / "moe-none.json").write_text('{"task": "moe", "placement": "none", "more": 1}')
     with pytest.raises(InputError, match="more"):
         read_shards_runs(tmp_path)
 

@@ -170,7 +170,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def report(example: tuple[Path, list[bytes]]) -> Path:
-    return write_report(example[0])
+    return write_report(example[0]).path
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -248,7 +248,7 @@ def test_switches_change_the_view(browser: Browser, report: Path) -> None:
 def both(example: tuple[Path, list[bytes]], kv_example: Path) -> Path:
     for record in kv_example.iterdir():
         shutil.copy(record, example[0])
-    return write_report(example[0])
+    return write_report(example[0]).path
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

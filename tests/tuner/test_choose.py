@@ -55,7 +55,7 @@ def searched(target: str, world: World, names: tuple[str, ...] = tuple(QUALITY),
 
 def record(policy: FeaturePolicy, speedup: float) -> Run:
     return Run(
-        policy=catalog.text(policy), task="t", model="m", fingerprint="f", settings={}, versions={}, device="d",
+        policy=catalog.text(policy), model="m", fingerprint="f", settings={}, versions={}, device="d",
         speedup=speedup,
     )  # fmt: skip
 

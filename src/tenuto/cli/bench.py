@@ -11,6 +11,7 @@ from tenuto.cli.group import (
     FILE,
     FOLDER,
     Group,
+    Measuring,
     command,
     device_option,
     experts_option,
@@ -29,7 +30,13 @@ from tenuto.cli.group import (
 STORED = ("raw", "raw+zstd", "fp8", "int8", "delta8+zstd", "int4", "int4+zstd")
 
 
-@main.group(cls=Group)
+class Benches(Group):
+    """Every one of them measures."""
+
+    command_class = Measuring
+
+
+@main.group(cls=Benches)
 def bench() -> None:
     """Measure speed, memory and quality of policies against the uncached model."""
 

@@ -6,10 +6,20 @@ from pathlib import Path
 
 import click
 
-from tenuto.cli.group import DEFAULT_LANGUAGE, DEFAULT_MODEL, FILE, FOLDER, command, json_option, main, print_runs
+from tenuto.cli.group import (
+    DEFAULT_LANGUAGE,
+    DEFAULT_MODEL,
+    FILE,
+    FOLDER,
+    Measuring,
+    command,
+    json_option,
+    main,
+    print_runs,
+)
 
 
-@main.command()
+@main.command(cls=Measuring)
 @click.option("--out", default=Path(), type=FOLDER, help="Folder for the report and its records [default: here].")
 @json_option
 def demo(out: Path, as_json: bool) -> None:
@@ -31,7 +41,8 @@ def demo(out: Path, as_json: bool) -> None:
     else:
         click.echo("Without a language model: fetch one with `tenuto models pull smollm2`.", err=True)
     print_runs(runs, kv_runs, as_json)
-    click.echo(f"Report: {write_report(records, out / 'tenuto-report.html')}", err=as_json)
+    written = write_report(records, out / "tenuto-report.html")
+    click.echo(f"Report: {written.path}", err=as_json)
 
 
 @main.command()
@@ -41,4 +52,7 @@ def report(folder: Path, out: Path | None) -> None:
     """Write one HTML file about the records in FOLDER."""
     from tenuto.report import write_report
 
-    click.echo(f"Report: {write_report(folder, out)}")
+    written = write_report(folder, out)
+    for line in written.refused:
+        click.echo(f"Not shown: {line}", err=True)
+    click.echo(f"Report: {written.path}")

@@ -28,6 +28,7 @@ DEFAULT_LANGUAGE = "bundled:smollm2"
 PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]+@")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
+THREADS = click.Option(["--threads"], type=click.IntRange(1), help="Processor threads [default: the fastest now].")
 
 
 class Failure(click.ClickException):
@@ -66,6 +67,20 @@ class Group(click.Group):
             raise Failure(str(error)) from error
         except ModuleNotFoundError as error:  # an optional dependency, see the extras
             raise Failure(f"{error.name} is not installed. Install it with: pip install 'tenuto[all]'") from error
+
+
+class Measuring(click.Command):
+    """A command that measures: it takes ``--threads``, and else chooses their number by a short measurement."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        *others, last = super().get_params(ctx)  # --help comes last
+        return [*others, THREADS, last]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from tenuto.measure.threads import settle
+
+        click.echo(settle(ctx.params.pop("threads")), err=True)
+        return super().invoke(ctx)
 
 
 def command() -> str:

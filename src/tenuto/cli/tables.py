@@ -7,11 +7,12 @@ from statistics import median
 
 from rich.table import Table
 
-from tenuto.records.diffusion import Run, Timing
+from tenuto.records.diffusion import Run
 from tenuto.records.kv import KVRun, Score
 from tenuto.records.prompt import PromptRun
 from tenuto.records.reuse import ReuseRun
 from tenuto.records.shards import ShardsRun
+from tenuto.records.timing import Timing
 
 __all__ = ["kv_table", "prompt_cells", "prompt_table", "reuse_table", "shadow_table", "shards_table", "table"]
 

@@ -18,7 +18,7 @@ from typing import Self
 import torch
 
 from tenuto.errors import InputError
-from tenuto.records.diffusion import Timing
+from tenuto.records.timing import Timing
 
 __all__ = ["Claim", "PeakMemory", "Work", "claim", "interleave", "synchronise", "timed"]
 

@@ -9,13 +9,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tenuto.records.diffusion import ATTENTION_FILES
-from tenuto.records.files import file_name, read_record, record_files, write_record
+from tenuto.records.files import Kind, file_name, read_kind, write_record
+from tenuto.records.header import Header
 from tenuto.records.intervals import mean_interval
 
-__all__ = ["FULL", "AttentionRun", "Bits", "Decode", "Group", "grouped", "read_attention_runs", "write_attention_run"]
+__all__ = [
+    "FULL",
+    "KIND",
+    "AttentionRun",
+    "Bits",
+    "Decode",
+    "Group",
+    "grouped",
+    "read_attention_runs",
+    "write_attention_run",
+]
 
-TASK = "attention"
 FULL = ("mha", "short_conv")
 """Attention to everything: what others are compared with, the first that was measured."""
 
@@ -61,7 +70,7 @@ class Decode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionRun:
+class AttentionRun(Header):
     """What was measured of one trained model.
 
     Attributes:
@@ -76,16 +85,11 @@ class AttentionRun:
         usage: per layer, the share of attention by level, mean over heads; empty where there are no levels.
     """
 
+    family: str = "attention"
     attention: str
     seed: int
     parameters: int
     context: int
-    model: str
-    fingerprint: str
-    settings: dict[str, Any]
-    versions: dict[str, str]
-    device: str
-    task: str = TASK
     train_tokens_per_s: float = 0.0
     train_tokens_per_cpu_s: float = 0.0
     losses: tuple[float, ...] = ()
@@ -95,7 +99,6 @@ class AttentionRun:
     candidates: int = 0
     usage: tuple[dict[str, float], ...] = ()
     period: int = 0
-    command: str = ""
 
     @property
     def policy(self) -> str:
@@ -170,7 +173,7 @@ def _place(attention: str) -> int:
 
 def path_of(run: AttentionRun, folder: Path) -> Path:
     """Where a record is kept."""
-    return folder / f"{ATTENTION_FILES}{file_name(run.attention)}-{run.seed}.json"
+    return folder / f"attention-{file_name(run.attention)}-{run.seed}.json"
 
 
 def write_attention_run(run: AttentionRun, folder: Path) -> Path:
@@ -178,13 +181,7 @@ def write_attention_run(run: AttentionRun, folder: Path) -> Path:
     return write_record(run, path_of(run, folder))
 
 
-def _from(raw: dict[str, Any]) -> AttentionRun:
-    raw["bits"] = tuple(Bits(**told) for told in raw.get("bits", ()))
-    raw["decode"] = tuple(Decode(**{**told, "seconds": tuple(told["seconds"])}) for told in raw.get("decode", ()))
-    raw["recall"] = tuple((int(length), int(far), int(rank)) for length, far, rank in raw.get("recall", ()))
-    for key in ("losses", "usage"):
-        raw[key] = tuple(raw.get(key, ()))
-    return AttentionRun(**raw)
+KIND = Kind("attention", AttentionRun, lambda run: (_place(run.attention), run.attention, run.seed))
 
 
 def read_attention_runs(folder: Path) -> list[AttentionRun]:
@@ -193,5 +190,4 @@ def read_attention_runs(folder: Path) -> list[AttentionRun]:
     Raises:
         InputError: the folder does not exist, or a record is damaged.
     """
-    runs = [read_record(path, AttentionRun, _from) for path in record_files(folder, ATTENTION_FILES)]
-    return sorted(runs, key=lambda run: (_place(run.attention), run.attention, run.seed))
+    return read_kind(folder, KIND)

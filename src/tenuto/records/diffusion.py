@@ -1,4 +1,4 @@
-"""Run: the record everything else reads. One policy, one model, one setting, one JSON file.
+"""Run: the record of one diffusion policy on one model with one setting.
 
 Report, tuner and server see records and never a model. The honesty rule (``tenuto.measure.speed.claim``): a Run whose
 cache did nothing, or whose output equals the baseline's although the policy does not claim to be exact, has no
@@ -12,61 +12,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tenuto.errors import InputError
-from tenuto.records.files import file_name, read_record, write_record
+from tenuto.records.files import Kind, file_name, read_kind, write_record
+from tenuto.records.header import Header
+from tenuto.records.timing import Timing
 
-__all__ = [
-    "ATTENTION_FILES",
-    "KV_FILES",
-    "PROMPT_FILES",
-    "REUSE_FILES",
-    "SHARDS_FILES",
-    "Run",
-    "Timing",
-    "read_runs",
-    "run_files",
-    "write_run",
-]
-
-KV_FILES = "kv-"
-"""How the names of the KV family's records begin (:mod:`tenuto.records.kv`)."""
-SHARDS_FILES = "moe-"
-"""The same of sharded caches (:mod:`tenuto.records.shards`)."""
-
-ATTENTION_FILES = "attention-"
-"""How the names of the records of trained attentions begin (:mod:`tenuto.records.attention`)."""
-
-PROMPT_FILES = "prompt-"
-"""How the names of the prompt family's records begin (:mod:`tenuto.records.prompt`)."""
-
-REUSE_FILES = "store-"
-"""How the names of the records of stores of prefixes begin (:mod:`tenuto.records.reuse`)."""
+__all__ = ["KIND", "Run", "read_runs", "write_run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """Repeated wall-clock measurements in seconds, interleaved with the baseline's."""
-
-    seconds: tuple[float, ...]
-    baseline_seconds: tuple[float, ...]
-
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        """Baseline over method, pair by pair."""
-        return tuple(b / s for s, b in zip(self.seconds, self.baseline_seconds, strict=True))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Run(Header):
     """What was measured for one policy.
 
     Attributes:
         policy: the policy as text; "none" is the uncached baseline, "fewer_steps:n=25" the fewer-steps baseline.
-        task: what was done, for example "diffusion".
-        model: name or path of the model, ``fingerprint`` its weights' fingerprint.
-        settings: steps, samples, guidance, seed, batch and whatever else the task was given.
-        versions: of tenuto, torch, diffusers, python.
-        device: processor or accelerator, threads and dtype, in words.
         telemetry: :meth:`tenuto.telemetry.Telemetry.summary`.
         grid: ``[steps][blocks]`` fraction not computed; ``decisions`` the same for one generation, in words.
         timing: None for a Run that was not timed.
@@ -83,13 +41,8 @@ class Run:
         images: file names of pictures, relative to the record's folder: "grid", "difference".
     """
 
+    family: str = "diffusion"
     policy: str
-    task: str
-    model: str
-    fingerprint: str
-    settings: dict[str, Any]
-    versions: dict[str, str]
-    device: str
     telemetry: dict[str, Any] = field(default_factory=dict)
     grid: list[list[float]] = field(default_factory=list)
     decisions: list[list[str]] = field(default_factory=list)
@@ -109,7 +62,6 @@ class Run:
     calibration_seconds: float = 0.0
     shadow: dict[str, Any] = field(default_factory=dict)
     images: dict[str, str] = field(default_factory=dict)
-    command: str = ""
 
     @property
     def method(self) -> str:
@@ -127,29 +79,13 @@ def write_run(run: Run, folder: Path) -> Path:
     return write_record(run, folder / f"{file_name(run.policy)}.json")
 
 
-def _from(raw: dict[str, Any]) -> Run:
-    if raw.get("timing"):
-        raw["timing"] = Timing(**{k: tuple(v) for k, v in raw["timing"].items()})
-    for key in ("speedup_range", "psnr_interval"):
-        raw[key] = tuple(raw[key]) if raw.get(key) else None
-    return Run(**raw)
-
-
-def run_files(folder: Path) -> list[Path]:
-    """The files of Runs in a folder; those of other families are others."""
-    others = (ATTENTION_FILES, KV_FILES, SHARDS_FILES, PROMPT_FILES, REUSE_FILES)
-    return [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(others)]
+KIND = Kind("diffusion", Run, lambda run: (run.policy != "none", run.policy))
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All Runs in a folder, the baseline first, then by name.
+    """All Runs in a folder, the baseline first, then by name; none if it holds none.
 
     Raises:
-        InputError: the folder does not exist, holds no record, or a record is damaged.
+        InputError: the folder does not exist, or a record is damaged.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder. Give the --out folder of a benchmark.")
-    runs = [read_record(path, Run, _from) for path in run_files(folder)]
-    if not runs:
-        raise InputError(f"{folder} holds no Run records (*.json). Run `tenuto bench` with --out {folder} first.")
-    return sorted(runs, key=lambda run: (run.policy != "none", run.policy))
+    return read_kind(folder, KIND)

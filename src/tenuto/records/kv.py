@@ -8,12 +8,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tenuto.records.diffusion import KV_FILES, Timing
-from tenuto.records.files import file_name, read_record, record_files, write_record
+from tenuto.records.files import Kind, file_name, read_kind, write_record
+from tenuto.records.header import Header
+from tenuto.records.timing import Timing
 
-__all__ = ["BASELINE", "KVRun", "Score", "read_kv_runs", "write_kv_run"]
+__all__ = ["BASELINE", "KIND", "KVRun", "Score", "read_kv_runs", "write_kv_run"]
 
-TASK = "kv"
 BASELINE = "none"
 
 
@@ -38,13 +38,12 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KVRun:
+class KVRun(Header):
     """What was measured for one policy at one budget and context length.
 
     Attributes:
         policy: as text; "none" is the uncompressed cache (transformers' DynamicCache).
         budget: as text, "full" for the baseline; context: tokens of the contexts, at most.
-        model, fingerprint, settings, versions, device, command: as in :class:`tenuto.records.diffusion.Run`.
         scores: task name -> Score, in the order they were asked for.
         bytes_held: of the cache after the context was compressed, counted from its tensors, mean over examples.
         bytes_full: what DynamicCache holds for the same contexts.
@@ -57,15 +56,10 @@ class KVRun:
         withheld: why there are no numbers: the policy does not work here; None if it does.
     """
 
+    family: str = "kv"
     policy: str
     budget: str
     context: int
-    model: str
-    fingerprint: str
-    settings: dict[str, Any]
-    versions: dict[str, str]
-    device: str
-    task: str = TASK
     scores: Mapping[str, Score] = field(default_factory=dict)
     bytes_held: int = 0
     bytes_full: int = 0
@@ -75,7 +69,6 @@ class KVRun:
     heads: list[list[float]] = field(default_factory=list)
     survivors: list[list[float]] = field(default_factory=list)
     withheld: str | None = None
-    command: str = ""
 
     @property
     def held(self) -> float | None:
@@ -121,26 +114,10 @@ def _flat(score: Score) -> dict[str, Any]:
 
 def write_kv_run(run: KVRun, folder: Path) -> Path:
     """Write one record, beside and renamed."""
-    return write_record(run, folder / f"{KV_FILES}{file_name(run.policy)}-{file_name(run.budget)}-{run.context}.json")
+    return write_record(run, folder / f"kv-{file_name(run.policy)}-{file_name(run.budget)}-{run.context}.json")
 
 
-def _pair(value: Any) -> tuple[float, float] | None:
-    if value is None:
-        return None
-    low, high = value
-    return float(low), float(high)
-
-
-def _from(raw: dict[str, Any]) -> KVRun:
-    for key in ("ttft", "decode"):
-        if raw.get(key):
-            raw[key] = Timing(**{k: tuple(v) for k, v in raw[key].items()})
-    scores = {}
-    for name, told in raw.get("scores", {}).items():
-        low, high = told["interval"]
-        scores[name] = Score(**{**told, "interval": (low, high), "loss_interval": _pair(told["loss_interval"])})
-    raw["context"], raw["bytes_held"] = int(raw["context"]), int(raw.get("bytes_held", 0))
-    return KVRun(**{**raw, "scores": scores})
+KIND = Kind("kv", KVRun, lambda run: (run.context, run.policy != BASELINE, run.policy, run.bytes_held))
 
 
 def read_kv_runs(folder: Path) -> list[KVRun]:
@@ -149,5 +126,4 @@ def read_kv_runs(folder: Path) -> list[KVRun]:
     Raises:
         InputError: the folder does not exist, or a record is damaged.
     """
-    runs = [read_record(path, KVRun, _from) for path in record_files(folder, KV_FILES)]
-    return sorted(runs, key=lambda run: (run.context, run.policy != BASELINE, str(run.policy), run.bytes_held))
+    return read_kind(folder, KIND)

@@ -6,19 +6,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tenuto.records.diffusion import PROMPT_FILES
-from tenuto.records.files import file_name, read_record, write_record
+from tenuto.records.files import Kind, file_name, read_kind, write_record
+from tenuto.records.header import Header
 
-__all__ = ["PromptRun", "read_prompt_runs", "write_prompt_run"]
-
-TASK = "prompt"
-PAIRS = ("extra_interval", "behind_interval", "right_behind_interval", "answered_behind_interval")
+__all__ = ["KIND", "PromptRun", "read_prompt_runs", "write_prompt_run"]
 
 Interval = tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PromptRun:
+class PromptRun(Header):
     """One way on one kind of text at one ratio, over all examples.
 
     Attributes:
@@ -31,10 +28,10 @@ class PromptRun:
             right_behind.
         seconds: median CPU (on an accelerator: clock) seconds to the first token; speedup: median of the paired ratios
             of the uncompressed prompt's to these.
-        model, fingerprint, settings, versions, device, command: as in :class:`tenuto.records.diffusion.Run`.
         pieces: of SemToken, the first example in pieces of text, with the sizes of the spans they became.
     """
 
+    family: str = "prompt"
     kind: str
     ratio: float
     way: str
@@ -56,13 +53,6 @@ class PromptRun:
     answered_behind_interval: Interval
     seconds: float
     speedup: float
-    model: str = ""
-    fingerprint: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    device: str = ""
-    task: str = TASK
-    command: str = ""
     pieces: list[tuple[str, int]] = field(default_factory=list)
 
     @property
@@ -80,21 +70,20 @@ class PromptRun:
 def write_prompt_run(run: PromptRun, folder: Path) -> Path:
     """Write one record, beside and renamed."""
     name = file_name(f"{run.kind}-{run.ratio:g}-{run.context}-{run.way}")
-    return write_record(run, folder / f"{PROMPT_FILES}{name}.json")
+    return write_record(run, folder / f"prompt-{name}.json")
 
 
-def _from(raw: dict[str, Any]) -> PromptRun:
-    pairs = {name: None if raw[name] is None else tuple(raw[name]) for name in PAIRS}
-    pieces = [(str(text), int(size)) for text, size in raw.get("pieces", [])]
-    return PromptRun(**{**raw, **pairs, "pieces": pieces})
+def _order(run: PromptRun) -> tuple[Any, ...]:
+    return run.kind, run.context, -run.ratio, {"none": 0, "semtoken": 1}.get(run.way, 2), run.way
+
+
+KIND = Kind("prompt", PromptRun, _order)
 
 
 def read_prompt_runs(folder: Path) -> list[PromptRun]:
     """All PromptRuns in a folder: by kind of text, context and ratio, the baseline first; none if it holds none.
 
     Raises:
-        InputError: a record is damaged.
+        InputError: the folder does not exist, or a record is damaged.
     """
-    runs = [read_record(path, PromptRun, _from) for path in sorted(folder.glob(f"{PROMPT_FILES}*.json"))]
-    order = {"none": 0, "semtoken": 1}
-    return sorted(runs, key=lambda run: (run.kind, run.context, -run.ratio, order.get(run.way, 2), run.way))
+    return read_kind(folder, KIND)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tenuto.records.diffusion import REUSE_FILES
-from tenuto.records.files import file_name, read_record, write_record
+from tenuto.records.files import Kind, file_name, read_kind, write_record
+from tenuto.records.header import Header
 
-__all__ = ["ReuseRun", "read_reuse_runs", "write_reuse_run"]
-
-TASK = "store"
+__all__ = ["KIND", "ReuseRun", "read_reuse_runs", "write_reuse_run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReuseRun:
+class ReuseRun(Header):
     """One store and codec.
 
     Attributes:
@@ -26,9 +24,9 @@ class ReuseRun:
         logits_error: largest difference of the first token's logits; same_text: whether the next 32 tokens, taken
             greedily, are the same.
         perplexity, perplexity_computed: of the 64 tokens that follow in the text, after a loaded and a computed prompt.
-        model, fingerprint, settings, versions, device, command: as in :class:`tenuto.records.diffusion.Run`.
     """
 
+    family: str = "reuse"
     store: str
     codec: str
     context: int
@@ -45,13 +43,6 @@ class ReuseRun:
     same_text: bool
     perplexity: float
     perplexity_computed: float
-    model: str = ""
-    fingerprint: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    device: str = ""
-    task: str = TASK
-    command: str = ""
 
     @property
     def policy(self) -> str:
@@ -75,16 +66,16 @@ class ReuseRun:
 
 def write_reuse_run(run: ReuseRun, folder: Path) -> Path:
     """Write one record, beside and renamed."""
-    return write_record(run, folder / f"{REUSE_FILES}{file_name(f'{run.store}-{run.codec}-{run.context}')}.json")
+    return write_record(run, folder / f"reuse-{file_name(f'{run.store}-{run.codec}-{run.context}')}.json")
+
+
+KIND = Kind("reuse", ReuseRun, lambda run: (run.context, run.store, -run.bytes_stored, run.codec))
 
 
 def read_reuse_runs(folder: Path) -> list[ReuseRun]:
     """All ReuseRuns in a folder, by context and store, the largest first; none if it holds none.
 
     Raises:
-        InputError: a record is damaged.
+        InputError: the folder does not exist, or a record is damaged.
     """
-    runs = [
-        read_record(path, ReuseRun, lambda raw: ReuseRun(**raw)) for path in sorted(folder.glob(f"{REUSE_FILES}*.json"))
-    ]
-    return sorted(runs, key=lambda run: (run.context, run.store, -run.bytes_stored, run.codec))
+    return read_kind(folder, KIND)

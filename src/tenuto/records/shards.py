@@ -7,23 +7,21 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from tenuto.records.diffusion import SHARDS_FILES
-from tenuto.records.files import file_name, read_record, write_record
+from tenuto.records.files import Kind, file_name, read_kind, write_record
+from tenuto.records.header import Header
 
-__all__ = ["BASELINE", "ShardsRun", "read_shards_runs", "write_shards_run"]
+__all__ = ["BASELINE", "KIND", "ShardsRun", "read_shards_runs", "write_shards_run"]
 
-TASK = "moe"
 BASELINE = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShardsRun:
+class ShardsRun(Header):
     """What was measured; texts are given token by token after their context.
 
     Attributes:
         placement: "none" is the model's own cache (DynamicCache) on one process; selector: "all" reads everything.
         codec: of old pages; schedule: in words, "none" if all pages stay in memory.
-        model, fingerprint, settings, versions, device, command: as in :class:`tenuto.records.diffusion.Run`.
         perplexity: of the tokens after the contexts; own: with the model's own cache, on the same tokens.
         kl: mean Kullback-Leibler divergence from the model's own cache, in nats.
         logit_gap: the largest difference of a logit; logit_largest: the largest logit; same: share of steps whose
@@ -38,20 +36,15 @@ class ShardsRun:
         tokens_per_s, own_tokens_per_s: decoding; stall_s: of it, waiting for the lower tier, the slowest rank.
     """
 
+    family: str = "shards"
     placement: str
     selector: str
-    model: str
-    fingerprint: str
-    settings: dict[str, Any]
-    versions: dict[str, str]
-    device: str
     perplexity: float
     own: float
     tokens_per_s: float
     own_tokens_per_s: float
     bytes_held: list[int]
     bytes_full: int
-    task: str = TASK
     codec: str = "raw"
     schedule: str = "none"
     kl: float = 0.0
@@ -71,7 +64,6 @@ class ShardsRun:
     dropped: float | None = 0.0
     balance: float = 1.0
     stall_s: float = 0.0
-    command: str = ""
 
     @property
     def policy(self) -> str:
@@ -98,23 +90,26 @@ class ShardsRun:
 
     def row(self) -> dict[str, Any]:
         """The flat JSON object that ``--json`` prints."""
-        kept = {name: getattr(self, name) for name in self.__slots__}
+        kept = {name: getattr(self, name) for name in (*Header.__slots__, *self.__slots__)}
         return {"policy": self.policy, **kept, "loss": self.loss, "read": self.read, "bytes_per_collective": self.sent}
 
 
 def write_shards_run(run: ShardsRun, folder: Path) -> Path:
     """Write one record, beside and renamed."""
-    return write_record(run, folder / f"{SHARDS_FILES}{file_name(run.policy)}.json")
+    return write_record(run, folder / f"shards-{file_name(run.policy)}.json")
+
+
+def _order(run: ShardsRun) -> tuple[Any, ...]:
+    return run.placement != BASELINE, run.placement, run.selector != "all", run.selector
+
+
+KIND = Kind("shards", ShardsRun, _order)
 
 
 def read_shards_runs(folder: Path) -> list[ShardsRun]:
     """All ShardsRuns in a folder, the baseline first, then by placement and selector; none if it holds none.
 
     Raises:
-        InputError: a record is damaged.
+        InputError: the folder does not exist, or a record is damaged.
     """
-    runs = [
-        read_record(path, ShardsRun, lambda raw: ShardsRun(**raw))
-        for path in sorted(folder.glob(f"{SHARDS_FILES}*.json"))
-    ]
-    return sorted(runs, key=lambda run: (run.placement != BASELINE, run.placement, run.selector != "all", run.selector))
+    return read_kind(folder, KIND)

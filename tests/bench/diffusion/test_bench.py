@@ -53,7 +53,7 @@ def test_what_all_rows_share(measured: Measured, tiny_model: Path) -> None:
         assert run.settings == {
             "steps": 8, "samples": 12, "guidance": 1.5, "seed": 2, "batch": 3, "sampler": "DDIMScheduler"
         }  # fmt: skip
-        assert (run.model, run.task, run.command) == (str(tiny_model), "diffusion", "tenuto bench")
+        assert (run.model, run.family, run.command) == (str(tiny_model), "diffusion", "tenuto bench")
         assert run.fid is not None
         assert run.fid > 0
         assert 0 <= (run.class_accuracy or 0) <= 1
@@ -202,7 +202,7 @@ def test_rivals_are_rows_like_the_others(tiny_model: Path, tmp_path: Path, offli
     assert (peer.psnr, peer.reuse_ratio, peer.flops_speedup) == (ours.psnr, ours.reuse_ratio, ours.flops_speedup)
     assert refused.withheld == "it does not work on this model: ValueError: no context."
     assert (refused.timing, refused.psnr, refused.images) == (None, None, {})
-    assert write_report(tmp_path, tmp_path / "report.html").is_file()
+    assert write_report(tmp_path, tmp_path / "report.html").path.is_file()
 
 
 class _CutOffError(Exception):

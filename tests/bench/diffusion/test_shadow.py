@@ -68,7 +68,7 @@ def test_a_benchmark_records_and_reports_it(tiny_model: Path, tmp_path: Path) ->
     runs = bench(str(tiny_model), [tenuto.EveryN(n=2)], tmp_path, Job(steps=4, samples=2), shadow=True)
     told = json.loads((tmp_path / "every_n.json").read_text())["shadow"]
     assert told == runs[1].shadow and told["estimates"] == 2 and runs[0].shadow == {}
-    page = write_report(tmp_path).read_text()
+    page = write_report(tmp_path).path.read_text()
     assert "True errors" in page and f"{told['worst']:.4f}" in page
 
 

@@ -53,7 +53,7 @@ def test_rows_and_report(tiny_language: Path, tmp_path: Path) -> None:
         assert len(run.ttft.seconds) == 6
         assert (run.decode_cpu_ms or 0) > 0
     assert not (tmp_path / "rounds.jsonl").exists()
-    assert "knorm+kivi" in write_report(tmp_path).read_text()
+    assert "knorm+kivi" in write_report(tmp_path).path.read_text()
     with pytest.raises(InputError, match=r"another job \(examples: 2, now 3\)"):
         kv_bench.bench(str(tiny_language), ROWS, tmp_path, replace(job, examples=3))
     with pytest.raises(InputError, match=r"another job \(tasks: niah_single, multi_turn, perplexity, now passkey\)"):

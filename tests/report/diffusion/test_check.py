@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 
 from tenuto.errors import InputError
-from tenuto.records.diffusion import Run, Timing
-from tenuto.report.diffusion.check import check_run
+from tenuto.records.diffusion import Run
+from tenuto.records.timing import Timing
+from tenuto.report.diffusion.check import check_diffusion
 
 
 @pytest.mark.parametrize("policy", ["none", "every_n:n=2"])
 def test_good_records_pass(make: Callable[..., Run], policy: str) -> None:
-    check_run(make(policy))
-    check_run(make(policy, timing=None, speedup=None, psnr=None, peak_bytes=None, withheld="because", grid=[]))
+    check_diffusion(make(policy))
+    check_diffusion(make(policy, timing=None, speedup=None, psnr=None, peak_bytes=None, withheld="because", grid=[]))
 
 
 @pytest.mark.parametrize(
@@ -45,5 +46,5 @@ def test_good_records_pass(make: Callable[..., Run], policy: str) -> None:
 )
 def test_what_cannot_be_drawn_is_refused(make: Callable[..., Run], field: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"is damaged: {field} is") as error:
-        check_run(make("every_n:n=2", **{field: value}) if field != "policy" else make(value))
+        check_diffusion(make("every_n:n=2", **{field: value}) if field != "policy" else make(value))
     assert "\n" not in str(error.value)

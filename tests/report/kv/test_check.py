@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 
 from tenuto.errors import InputError
-from tenuto.records.diffusion import Timing
 from tenuto.records.kv import KVRun, Score
-from tenuto.report.kv.check import check_kv_runs
+from tenuto.records.timing import Timing
+from tenuto.report.kv.check import check_kv, check_units
 
 
 @pytest.mark.parametrize("policy", ["none", "snapkv"])
 def test_good_records_pass(kv: Callable[..., KVRun], policy: str) -> None:
-    check_kv_runs([kv(policy), kv(policy, scores={}, ttft=None, decode=None, heads=[], survivors=[], withheld="no")])
+    check_kv(kv(policy))
+    check_kv(kv(policy, scores={}, ttft=None, decode=None, heads=[], survivors=[], withheld="no"))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_good_records_pass(kv: Callable[..., KVRun], policy: str) -> None:
 )
 def test_what_cannot_be_drawn_is_refused(kv: Callable[..., KVRun], field: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"is damaged: {field} is") as error:
-        check_kv_runs([kv("snapkv", **{field: value}) if field != "policy" else kv(value)])
+        check_kv(kv("snapkv", **{field: value}) if field != "policy" else kv(value))
     assert "\n" not in str(error.value)
 
 
@@ -65,9 +66,9 @@ def test_a_damaged_score_names_its_task(
 ) -> None:
     run = kv("snapkv", scores={"vt": replace(score(), **{field: value})})
     with pytest.raises(InputError, match=rf"is damaged: {field} is .*\(score of task 'vt'\)"):
-        check_kv_runs([run])
+        check_kv(run)
 
 
 def test_a_task_has_one_unit(kv: Callable[..., KVRun], score: Callable[..., Score]) -> None:
     with pytest.raises(InputError, match="'vt' is in accuracy for policy 'a' and in match for 'b'"):
-        check_kv_runs([kv("a", scores={"vt": score()}), kv("b", scores={"vt": score(unit="match")})])
+        check_units([kv("a", scores={"vt": score()}), kv("b", scores={"vt": score(unit="match")})])

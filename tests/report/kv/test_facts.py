@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from tenuto.records.diffusion import Timing
 from tenuto.records.kv import KVRun, Score
+from tenuto.records.timing import Timing
 from tenuto.report.kv.facts import kv_headlines
 from tenuto.report.kv.table import kv_rows
 

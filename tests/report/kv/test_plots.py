@@ -3,8 +3,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from tenuto.records.diffusion import Timing
 from tenuto.records.kv import KVRun, Score
+from tenuto.records.timing import Timing
 from tenuto.report.kv.plots import kv_legend, quality_plots, ratio_plot
 from tenuto.report.kv.table import kv_rows
 

@@ -13,6 +13,7 @@ import pytest
 from tenuto.errors import InputError
 from tenuto.records.prompt import PromptRun, read_prompt_runs, write_prompt_run
 from tenuto.report import write_report
+from tenuto.report.prompt.check import check_prompt
 from tenuto.report.prompt.page import SHOWN, coloured, prompt_part, quality
 from tenuto.report.prompt.table import COLUMNS, prompt_rows
 
@@ -25,8 +26,8 @@ def made(way: str, ratio: float = 0.5, **changes: Any) -> PromptRun:
         "held": ratio, "size": ratio, "loss": 2.0 - ratio, "extra": 1.0 - ratio, "extra_interval": (0.1, 0.9),
         "behind": 0.2, "behind_interval": (-0.1, 0.5), "right": 0.9, "right_behind": 0.0,
         "right_behind_interval": None, "answered": 0.75, "answered_behind": 0.0, "answered_behind_interval": None,
-        "seconds": 1.5, "speedup": 2.0, "model": "bundled:smollm2", "versions": {"tenuto": "1"},
-        "settings": {"seed": 0}, "command": "tenuto bench prompt",
+        "seconds": 1.5, "speedup": 2.0, "model": "bundled:smollm2", "fingerprint": "f", "device": "CPU",
+        "versions": {"tenuto": "1"}, "settings": {"seed": 0}, "command": "tenuto bench prompt",
     }  # fmt: skip
     return PromptRun(**{**complete, **changes})
 
@@ -73,15 +74,15 @@ def test_records_are_read_back_and_make_a_page(tmp_path: Path) -> None:
     for run in RUNS:
         write_prompt_run(run, tmp_path)
     assert read_prompt_runs(tmp_path) == [RUNS[1], RUNS[0], RUNS[2], RUNS[3]]
-    text = write_report(tmp_path).read_text(encoding="utf-8")
+    text = write_report(tmp_path).path.read_text(encoding="utf-8")
     assert "many 🦉" in text and "logs, 2,048 tokens" in text and "tenuto bench prompt" in text
     assert text.count("The first example at ratio") == 2
-    assert len(prompt_part(RUNS)["groups"]) == 1
+    assert len(prompt_part(RUNS, tmp_path)["groups"]) == 1
 
 
 def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"policy 'random' is damaged: held is '7'"):
-        prompt_part([replace(RUNS[3], held=7)])
+        check_prompt(replace(RUNS[3], held=7))
     path = write_prompt_run(RUNS[0], tmp_path)
     path.write_text(json.dumps({**json.loads(path.read_text()), "other": 1}))
     with pytest.raises(InputError, match="unknown fields"):

@@ -11,6 +11,7 @@ import pytest
 from tenuto.errors import InputError
 from tenuto.records.reuse import ReuseRun, read_reuse_runs, write_reuse_run
 from tenuto.report import write_report
+from tenuto.report.reuse.check import check_reuse
 from tenuto.report.reuse.page import reuse_part
 from tenuto.report.reuse.table import COLUMNS, reuse_rows
 
@@ -33,6 +34,7 @@ RAW = ReuseRun(
     perplexity_computed=10.0,
     model="tiny",
     fingerprint="f" * 16,
+    settings={},
     versions={"torch": "2"},
     device="CPU",
     command="tenuto bench store",
@@ -56,11 +58,11 @@ def test_records_make_a_part_beside_others(tmp_path: Path) -> None:
         write_reuse_run(run, tmp_path)
     runs = read_reuse_runs(tmp_path)
     assert runs == [RAW, SMALL, OTHER]
-    part = reuse_part(runs)
+    part = reuse_part(runs, tmp_path)
     shown = {headline.title: (headline.value, headline.policy) for headline in part["headlines"]}
     assert shown["Fastest"] == ("12.00×", "disk raw") and shown["Smallest"] == ("6.2\u00a0%", "disk int8")
     assert [row["codec"] for row in json.loads(part["records"])] == ["raw", "int8", "int4"]
-    html = write_report(tmp_path).read_text()
+    html = write_report(tmp_path).path.read_text()
     assert "its seconds are under Load" in html and "no baseline Run" not in html
     assert all(text in html for text in ("disk int4", "1,488", "tenuto bench store", "other"))
 
@@ -68,9 +70,9 @@ def test_records_make_a_part_beside_others(tmp_path: Path) -> None:
 def test_damage_is_named(tmp_path: Path) -> None:
     for changed, said in (({"speedup": 0}, "speedup"), ({"same_text": 1}, "same_text"), ({"codec": 3}, "codec")):
         with pytest.raises(InputError, match=said):
-            reuse_part([replace(RAW, **changed)])  # type: ignore[arg-type]
+            check_reuse(replace(RAW, **changed))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="several models"):
-        reuse_part([RAW, replace(SMALL, fingerprint="e" * 16)])
+        reuse_part([RAW, replace(SMALL, fingerprint="e" * 16)], tmp_path)
     (tmp_path / "store-x.json").write_text("{}")
-    with pytest.raises(InputError, match="not a ReuseRun record"):
+    with pytest.raises(InputError, match="says no family"):
         write_report(tmp_path)

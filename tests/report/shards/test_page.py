@@ -12,6 +12,7 @@ import pytest
 from tenuto.errors import InputError
 from tenuto.records.shards import ShardsRun, read_shards_runs, write_shards_run
 from tenuto.report import write_report
+from tenuto.report.shards.check import check_shards
 from tenuto.report.shards.page import shards_part
 from tenuto.report.shards.table import COLUMNS, shards_rows
 
@@ -84,14 +85,14 @@ def test_part_and_page(tmp_path: Path) -> None:
         write_shards_run(run, tmp_path)
     runs = read_shards_runs(tmp_path)
     assert [run.policy for run in runs] == [run.policy for run in (BASE, FEW, BELOW, FULL)]
-    part = shards_part(runs)
+    part = shards_part(runs, tmp_path)
     assert part["grid"] == {
         "selectors": ["router", "all"],
         "rows": [("expert", ["0.2500", "—"]), ("round_robin", ["—", "0.0000"])],
     }
     shown = {headline.title: headline.value for headline in part["headlines"]}
     assert shown["Exactness"] == "2.0e-05" and shown["Least on the fullest rank"] == "56.2\u00a0%"
-    html = write_report(tmp_path).read_text()
+    html = write_report(tmp_path).path.read_text()
     for text in (
         "round_robin",
         "router",
@@ -112,9 +113,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
         ({"kl": -1}, "kl"),
     ):
         with pytest.raises(InputError, match=said):
-            shards_part([replace(FULL, **changed)])
+            check_shards(replace(FULL, **changed))
     with pytest.raises(InputError, match="several models"):
-        shards_part([BASE, replace(FULL, fingerprint="e" * 16)])
+        shards_part([BASE, replace(FULL, fingerprint="e" * 16)], tmp_path)
     (tmp_path / "moe-x.json").write_text("{}")
-    with pytest.raises(InputError, match="not a ShardsRun record"):
+    with pytest.raises(InputError, match="says no family"):
         write_report(tmp_path)

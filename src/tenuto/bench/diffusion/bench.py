@@ -33,14 +33,14 @@ from tenuto.errors import InputError
 from tenuto.measure.devices import device_words, versions
 from tenuto.measure.folders import check_folder
 from tenuto.measure.speed import claim, interleave
-from tenuto.records.diffusion import Run, Timing, read_runs, run_files, write_run
+from tenuto.records.diffusion import Run, read_runs, write_run
 from tenuto.records.files import file_name
 from tenuto.records.intervals import mean_interval
+from tenuto.records.timing import Timing
 from tenuto.zoo.pipelines import ImageModel, load_model
 
 __all__ = ["BASELINE", "DEMO", "bench", "demo_policies"]
 
-TASK = "diffusion"
 BASELINE = "none"
 FEWER = "fewer_steps:n="
 SHADOWED = 8
@@ -153,7 +153,6 @@ def _shared(model: ImageModel, job: Job, command: str) -> Run:
     }
     return Run(
         policy=BASELINE,
-        task=TASK,
         model=model.name,
         fingerprint=model.fingerprint,
         settings=settings,
@@ -171,7 +170,7 @@ def _plan(shared: Run, texts: Sequence[str], fewer: Sequence[int] | None) -> dic
 
 def _same_job(out: Path, mine: Run) -> None:
     """Records of another job would end in one table with these: refuse before any work."""
-    for run in read_runs(out) if run_files(out) else []:
+    for run in read_runs(out) if out.is_dir() else []:
         told = {"model weights": run.fingerprint, **run.settings}
         for key, value in {"model weights": mine.fingerprint, **mine.settings}.items():
             if told.get(key) != value:
@@ -185,7 +184,7 @@ def _measure(
 ) -> dict[str, Timing]:
     """Probe all rows, add the fewer-steps rows, and time everything interleaved that works on this model."""
     to_do = 1 + job.repeats - (len(rounds.done) if rounds else 0)
-    with Calls(model, to_do * sum(row.expected_calls for row in rows), TASK) as counter:
+    with Calls(model, to_do * sum(row.expected_calls for row in rows), "diffusion") as counter:
         speeds = []
         counter.expect(rows[0].expected_calls)
         rows[0].probe()  # once more than the others: it pays for what a process allocates only once

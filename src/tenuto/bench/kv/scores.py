@@ -12,9 +12,9 @@ from scipy.stats import binomtest
 from tenuto.bench.kv.job import Round
 from tenuto.bench.likelihood import AGREEMENT, KL, PERPLEXITY
 from tenuto.bench.reading import Entry, Held
-from tenuto.records.diffusion import Timing
 from tenuto.records.intervals import mean_interval
 from tenuto.records.kv import KVRun, Score
+from tenuto.records.timing import Timing
 
 __all__ = ["Outcome", "summarise"]
 

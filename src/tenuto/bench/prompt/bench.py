@@ -249,7 +249,7 @@ def bench(
                 for outcomes in measure(language, rows, kind, tokens=tokens, examples=examples, seed=seed):
                     found.append(outcomes)
                     bar.update()
-                new = [replace(row, **shared) for row in summarise(kind, semtoken.ratio, tokens, rows, found)]
+                new = summarise(kind, semtoken.ratio, tokens, rows, found, shared)
                 made += new
                 if out is not None:
                     out.mkdir(parents=True, exist_ok=True)
@@ -269,9 +269,14 @@ def pieces(
 
 
 def summarise(
-    kind: str, ratio: float, tokens: int, rows: Sequence[Way], found: Sequence[Mapping[str, Outcome]]
+    kind: str,
+    ratio: float,
+    tokens: int,
+    rows: Sequence[Way],
+    found: Sequence[Mapping[str, Outcome]],
+    header: Mapping[str, Any],
 ) -> list[PromptRun]:
-    """One row per way."""
+    """One row per way; ``header``: the fields that all records begin with."""
     made = []
     for way in rows:
         mine = [outcomes[way.name] for outcomes in found]
@@ -282,6 +287,7 @@ def summarise(
         answered = [b.answered - a.answered for a, b in zip(mine, ours, strict=True)]
         made.append(
             PromptRun(
+                **header,
                 kind=kind,
                 ratio=ratio,
                 way=way.name,

@@ -98,6 +98,7 @@ def _row(
         perplexity_computed=expected,
         model=language.name,
         fingerprint=language.fingerprint,
+        settings={},
         versions=versions("transformers"),
         device=device_words(language.device, language.model.dtype),
     )

@@ -119,10 +119,14 @@ def measure(job: ShardingJob, out: Path | None = None, *, command: str = "") -> 
 
 def _ranks(job: ShardingJob) -> list[ShardsRun]:
     """What processes of this machine found."""
+    import torch
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
+    threads = max(torch.get_num_threads() // job.ranks, 1)
     given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(job.ranks)}
+    given["OMP_NUM_THREADS"] = str(threads)  # the ranks share what this process may use
     with TemporaryDirectory(prefix="tenuto-ranks-") as place:
         folder = Path(place)
         start = [sys.executable, "-m", "tenuto.bench.shards.bench", json.dumps(asdict(job)), place]

@@ -5,46 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from tenuto.records.attention import AttentionRun, Bits, Decode, Group, grouped
+from tenuto.records.attention import AttentionRun, Group, grouped
 from tenuto.report import units
 from tenuto.report.attention.plots import bits_plots, cost_plots, recall_map
 from tenuto.report.attention.table import attention_columns, attention_rows
 from tenuto.report.axes import marker
 from tenuto.report.facts import Headline, shared_head
-from tenuto.report.values import Rule, count, damaged, mapping, number, problems, text, texts
 
 __all__ = ["attention_part"]
-
-
-def _levels(value: Any) -> bool:
-    return all(mapping(layer) and all(number(s) and 0 <= s <= 1 for s in layer.values()) for layer in value)
-
-
-RULES: list[Rule] = [
-    (text, "text", ("attention", "model", "fingerprint", "device", "command", "task")),
-    (lambda v: isinstance(v, int) and count(v), "a whole number, 0 or more", ("seed", "parameters", "context")),
-    (count, "a finite number, 0 or more", ("train_tokens_per_s", "train_tokens_per_cpu_s")),
-    (mapping, "an object", ("settings",)),
-    (texts, "an object of texts", ("versions",)),
-    (_levels, "layers of fractions from 0 to 1", ("usage",)),
-]
-BITS_RULES: list[Rule] = [
-    (lambda v: number(v) and v > 0, "a number above 0", ("context", "value", "last", "bytes")),
-]
-DECODE_RULES: list[Rule] = [
-    (lambda v: number(v) and v > 0, "a number above 0", ("context",)),
-    (lambda v: len(v) > 0 and all(number(s) and s > 0 for s in v), "a list of seconds above 0", ("seconds",)),
-    (lambda v: mapping(v) and all(map(count, v.values())) and v.get("device", 0) > 0, "bytes by tier", ("held",)),
-]
-
-
-def _check(run: AttentionRun) -> None:
-    parts: list[tuple[AttentionRun | Bits | Decode, list[Rule]]] = [(run, RULES)]
-    parts += [(bits, BITS_RULES) for bits in run.bits] + [(decode, DECODE_RULES) for decode in run.decode]
-    if found := [problem for record, rules in parts for problem in problems(record, rules)]:
-        raise damaged(run.attention, found[0])
 
 
 def _headlines(groups: Sequence[Group]) -> list[Headline]:
@@ -63,14 +34,8 @@ def _headlines(groups: Sequence[Group]) -> list[Headline]:
     return figures
 
 
-def attention_part(runs: Sequence[AttentionRun]) -> dict[str, Any]:
-    """The values of ``page.html``.
-
-    Raises:
-        InputError: a record is damaged.
-    """
-    for run in runs:
-        _check(run)
+def attention_part(runs: Sequence[AttentionRun], folder: Path) -> dict[str, Any]:
+    """The values of ``page.html``, of records that were checked."""
     groups = grouped(runs)
     columns = attention_columns(groups)
     rows = attention_rows(groups, columns)

@@ -20,7 +20,7 @@ from tenuto.report.values import (
     timing_problems,
 )
 
-__all__ = ["DECISIONS", "check_run"]
+__all__ = ["DECISIONS", "check_diffusion"]
 
 DECISIONS = ("compute", "reuse", "forecast", "correct")
 
@@ -38,7 +38,7 @@ def _decisions(value: Any) -> bool:
 
 
 RULES: list[Rule] = [
-    (text, "text", ("policy", "task", "model", "fingerprint", "device", "command")),
+    (text, "text", ("policy", "model", "fingerprint", "device", "command")),
     (lambda v: v is None or text(v), "text or null", ("withheld",)),
     (optional, "a finite number or null", ("speedup", "flops_speedup", "psnr", "ssim", "fid", "class_accuracy")),
     (lambda v: v is None or count(v), "a number of bytes or null", ("peak_bytes",)),
@@ -52,7 +52,7 @@ RULES: list[Rule] = [
 ]
 
 
-def check_run(run: Run) -> None:
+def check_diffusion(run: Run) -> None:
     """Refuse a record that cannot be drawn.
 
     Raises:

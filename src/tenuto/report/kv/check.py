@@ -23,7 +23,7 @@ from tenuto.report.values import (
     timing_problems,
 )
 
-__all__ = ["check_kv_runs"]
+__all__ = ["check_kv", "check_units"]
 
 
 def _whole(value: Any) -> bool:
@@ -31,7 +31,7 @@ def _whole(value: Any) -> bool:
 
 
 RULES: list[Rule] = [
-    (text, "text", ("policy", "budget", "model", "fingerprint", "device", "command", "task")),
+    (text, "text", ("policy", "budget", "model", "fingerprint", "device", "command")),
     (lambda v: v is None or text(v), "text or null", ("withheld",)),
     (_whole, "a whole number, 0 or more", ("context",)),
     (count, "a finite number of bytes, 0 or more", ("bytes_held", "bytes_full", "peak_bytes")),
@@ -57,7 +57,12 @@ def _score_problems(name: str, score: Score) -> list[str]:
     return [f"{problem} (score of task {name[:40]!r})" for problem in found]
 
 
-def _check(run: KVRun) -> None:
+def check_kv(run: KVRun) -> None:
+    """Refuse a record that cannot be drawn.
+
+    Raises:
+        InputError: a field has a value that is not allowed; the message names policy, field and what is.
+    """
     found = problems(run, RULES)
     if mapping(run.scores):
         found += [problem for name, score in run.scores.items() for problem in _score_problems(name, score)]
@@ -66,16 +71,14 @@ def _check(run: KVRun) -> None:
         raise damaged(run.policy, found[0])
 
 
-def check_kv_runs(runs: Sequence[KVRun]) -> None:
-    """Refuse records that cannot be drawn.
+def check_units(runs: Sequence[KVRun]) -> None:
+    """Refuse records that do not fit together.
 
     Raises:
-        InputError: a field has a value of the wrong kind, or a task another unit than in another record; the message
-            names policy, field and what is allowed.
+        InputError: a task has another unit than in another record.
     """
     seen: dict[str, tuple[str, str]] = {}
     for run in runs:
-        _check(run)
         for name, score in run.scores.items():
             unit, first = seen.setdefault(name, (score.unit, run.policy))
             if unit != score.unit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -14,7 +15,7 @@ from tenuto.report import units
 from tenuto.report.diffusion.curves import Curves
 from tenuto.report.diffusion.table import Row
 from tenuto.report.facts import shared_head
-from tenuto.report.kv.check import check_kv_runs
+from tenuto.report.kv.check import check_units
 from tenuto.report.kv.facts import kv_headlines
 from tenuto.report.kv.maps import kept_map, shade
 from tenuto.report.kv.plots import kv_legend, quality_plots, ratio_plot
@@ -68,13 +69,13 @@ def _context(rows: Sequence[Row[KVRun]], tokens: int) -> _Context:
     )
 
 
-def kv_part(runs: Sequence[KVRun]) -> dict[str, Any]:
+def kv_part(runs: Sequence[KVRun], folder: Path) -> dict[str, Any]:
     """The values of ``page.html``.
 
     Raises:
-        InputError: a record is damaged, or records do not fit together.
+        InputError: the records do not fit together.
     """
-    check_kv_runs(runs)
+    check_units(runs)
     rows = kv_rows(runs)
     columns = kv_columns(runs)
     named = [(_name(run), run) for run in runs]

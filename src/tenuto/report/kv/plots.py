@@ -9,8 +9,8 @@ from statistics import median
 
 from markupsafe import Markup
 
-from tenuto.records.diffusion import Timing
 from tenuto.records.kv import KVRun, Score
+from tenuto.records.timing import Timing
 from tenuto.report import units
 from tenuto.report.axes import Frame, Scale, across_axis, colour, marker, scale, up_axis, whiskers
 from tenuto.report.diffusion.curves import Curves

@@ -9,8 +9,8 @@ from dataclasses import replace
 from functools import partial
 from statistics import median
 
-from tenuto.records.diffusion import Timing
 from tenuto.records.kv import BASELINE, KVRun
+from tenuto.records.timing import Timing
 from tenuto.report import units
 from tenuto.report.diffusion.table import Cell, Column, Row, missing
 from tenuto.report.kv.scores import KINDS, loss, shown, worse

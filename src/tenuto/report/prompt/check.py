@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from tenuto.records.prompt import PromptRun
 from tenuto.report.values import Rule, count, damaged, mapping, number, pair, problems, text, texts
 
-__all__ = ["check_prompt_runs"]
+__all__ = ["check_prompt"]
 
 
 def _share(value: Any) -> bool:
@@ -20,7 +19,7 @@ def _whole(value: Any) -> bool:
 
 
 RULES: list[Rule] = [
-    (text, "text", ("kind", "way", "method", "model", "fingerprint", "device", "command", "task")),
+    (text, "text", ("kind", "way", "method", "model", "fingerprint", "device", "command")),
     (_share, "a fraction from 0 to 1", ("ratio", "held", "right", "answered")),
     (_whole, "a whole number, 0 or more", ("context", "examples")),
     (count, "a finite number, 0 or more", ("size", "loss", "seconds", "speedup")),
@@ -31,12 +30,11 @@ RULES: list[Rule] = [
 ]
 
 
-def check_prompt_runs(runs: Sequence[PromptRun]) -> None:
-    """Refuse records that cannot be drawn.
+def check_prompt(run: PromptRun) -> None:
+    """Refuse a record that cannot be drawn.
 
     Raises:
-        InputError: a field has a value of the wrong kind; the message names way, field and what is allowed.
+        InputError: a field has a value that is not allowed; the message names way, field and what is.
     """
-    for run in runs:
-        if found := problems(run, RULES):
-            raise damaged(run.way, found[0])
+    if found := problems(run, RULES):
+        raise damaged(run.way, found[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -14,7 +15,6 @@ from tenuto.report import units
 from tenuto.report.axes import Frame, across_axis, colour, marker, scale, up_axis, whiskers
 from tenuto.report.diffusion.table import BASELINE, Column, Row
 from tenuto.report.facts import Headline, shared_head
-from tenuto.report.prompt.check import check_prompt_runs
 from tenuto.report.prompt.table import COLUMNS, prompt_rows
 from tenuto.report.svg import Attributes, element
 
@@ -128,13 +128,8 @@ def _where(run: PromptRun) -> str:
     return f"{run.kind}, {run.context:,} tokens, ratio {run.ratio:g}, {run.examples} examples"
 
 
-def prompt_part(runs: Sequence[PromptRun]) -> dict[str, Any]:
-    """The values of ``page.html``.
-
-    Raises:
-        InputError: a record is damaged.
-    """
-    check_prompt_runs(runs)
+def prompt_part(runs: Sequence[PromptRun], folder: Path) -> dict[str, Any]:
+    """The values of ``page.html``, of records that were checked."""
     rows = prompt_rows(runs)
     ways = list(dict.fromkeys(row.run.way for row in rows if not row.baseline))
     groups = list(dict.fromkeys((run.kind, run.context) for run in runs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tenuto.errors import InputError
@@ -11,37 +12,8 @@ from tenuto.records.reuse import ReuseRun
 from tenuto.report import units
 from tenuto.report.facts import Headline, shared_head
 from tenuto.report.reuse.table import COLUMNS, reuse_rows
-from tenuto.report.values import Rule, count, damaged, mapping, number, problems, text, texts
 
 __all__ = ["reuse_part"]
-
-ABOVE = (
-    "context",
-    "bytes_full",
-    "recompute_s",
-    "restore_s",
-    "speedup",
-    "speedup_low",
-    "speedup_high",
-    "perplexity",
-    "perplexity_computed",
-)
-RULES: list[Rule] = [
-    (text, "text", ("store", "codec", "model", "fingerprint", "device", "command", "task")),
-    (mapping, "an object", ("settings",)),
-    (texts, "an object of texts", ("versions",)),
-    (lambda value: number(value) and value > 0, "a finite number above 0", ABOVE),
-    (count, "a finite number, 0 or more", ("restored", "bytes_stored", "cpu_speedup", "logits_error")),
-    (lambda value: isinstance(value, bool), "true or false", ("same_text",)),
-]
-
-
-def _check(runs: Sequence[ReuseRun]) -> None:
-    for run in runs:
-        if found := problems(run, RULES):
-            raise damaged(run.policy, found[0])
-    if len({run.fingerprint for run in runs}) > 1:
-        raise InputError("The folder's stores are of several models. Give each model a folder of its own.")
 
 
 def _headlines(runs: Sequence[ReuseRun]) -> list[Headline]:
@@ -57,13 +29,14 @@ def _headlines(runs: Sequence[ReuseRun]) -> list[Headline]:
     return figures
 
 
-def reuse_part(runs: Sequence[ReuseRun]) -> dict[str, Any]:
+def reuse_part(runs: Sequence[ReuseRun], folder: Path) -> dict[str, Any]:
     """The values of ``page.html``.
 
     Raises:
-        InputError: a record is damaged, or they are of several models.
+        InputError: the records are of several models.
     """
-    _check(runs)
+    if len({run.fingerprint for run in runs}) > 1:
+        raise InputError("The folder's stores are of several models. Give each model a folder of its own.")
     named = [(run.policy, run) for run in runs]
     return {
         "id": "reuse",

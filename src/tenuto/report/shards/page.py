@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tenuto.errors import InputError
@@ -11,52 +12,8 @@ from tenuto.records.shards import BASELINE, ShardsRun
 from tenuto.report import units
 from tenuto.report.facts import Headline, shared_head
 from tenuto.report.shards.table import COLUMNS, shards_rows
-from tenuto.report.values import Rule, count, damaged, mapping, problems, text, texts
 
 __all__ = ["shards_part"]
-
-
-def _sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(count(size) for size in value)
-
-
-def _above(value: Any) -> bool:
-    return count(value) and value > 0
-
-
-WORDS = ("placement", "selector", "codec", "schedule", "model", "fingerprint", "device", "command", "task")
-COUNTS = (
-    "bytes_full",
-    "kl",
-    "logit_gap",
-    "logit_largest",
-    "same",
-    "collectives",
-    "steps",
-    "tokens_read",
-    "tokens_held",
-    "pages_read",
-    "pages_held",
-    "pages_fetched",
-    "tokens_deleted",
-    "balance",
-    "stall_s",
-)
-RULES: list[Rule] = [
-    (text, "text", WORDS),
-    (mapping, "an object", ("settings",)),
-    (texts, "an object of texts", ("versions",)),
-    (_above, "a finite number above 0", ("perplexity", "own", "tokens_per_s", "own_tokens_per_s")),
-    (count, "a finite number, 0 or more", COUNTS),
-    (lambda value: value is None or count(value), "a finite number, 0 or more, or null", ("dropped",)),
-    (lambda value: bool(_sizes(value) and value), "a list of bytes", ("bytes_held",)),
-    (_sizes, "a list of bytes", ("bytes_below", "bytes_sent")),
-]
-
-
-def _check(run: ShardsRun) -> None:
-    if found := problems(run, RULES):
-        raise damaged(run.policy if text(run.placement) else "moe", found[0])
 
 
 def _headlines(runs: Sequence[ShardsRun]) -> list[Headline]:
@@ -95,14 +52,12 @@ def _grid(runs: Sequence[ShardsRun]) -> dict[str, Any]:
     return {"selectors": selectors, "rows": rows}
 
 
-def shards_part(runs: Sequence[ShardsRun]) -> dict[str, Any]:
+def shards_part(runs: Sequence[ShardsRun], folder: Path) -> dict[str, Any]:
     """The values of ``page.html``.
 
     Raises:
-        InputError: a record is damaged, or they are of several models.
+        InputError: the records are of several models.
     """
-    for run in runs:
-        _check(run)
     if len({run.fingerprint for run in runs}) > 1:
         raise InputError("The folder's sharded caches are of several models. Give each model a folder of its own.")
     rows, named = shards_rows(runs), [(run.policy, run) for run in runs]
