@@ -6,6 +6,7 @@ import ast
 import inspect
 import sys
 import textwrap
+from functools import cache
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ def _always(kind: type) -> bool:
     return bool(always) and not under_condition
 
 
+@cache
 def _calls(kind: type, name: str) -> tuple[list[ast.Call], list[ast.Call]]:
     """Calls of a function in the code of an attention: those that are always made, and those under a condition."""
     try:
