@@ -38,8 +38,8 @@ def test_attention_weights_are_refused_through_a_cache_and_given_without(how: st
     model, ids = TinyLM(), tokens(12)
     model.set_attn_implementation("eager")
     options = {"output_attentions": True} if how == "call" else {}
+    model.config.output_attentions = how == "config"
     with torch.no_grad(), attach(model, KVPolicy(), budget=ALL):
-        model.config.output_attentions = how == "config"
         with pytest.raises(AttachError, match="output_attentions"):
             model(ids, **options)
         assert len(model(ids, use_cache=False, output_attentions=True).attentions) == 3
@@ -134,12 +134,16 @@ def test_differential_attention_has_two_kinds_of_values_per_layer() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", ["capped", "eager", "sdpa"])
 def test_sliding_layers_attend_as_the_plain_model_does(kind: str) -> None:
     torch.manual_seed(0)
-    config = tf.Gemma2Config(**SIZE, head_dim=16, query_pre_attn_scalar=16, sliding_window=6)
-    model = tf.Gemma2ForCausalLM(config).eval()
-    model.set_attn_implementation(kind)
+    options = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 6}
+    options["layer_types"] = ["sliding_attention", "full_attention"]
+    if kind == "capped":
+        model = tf.Gemma2ForCausalLM(tf.Gemma2Config(**SIZE, **options)).eval()
+    else:
+        model = tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(**SIZE, **options)).eval()
+        model.set_attn_implementation(kind)
     ids = tokens(20)
     plain = model(ids).logits
     with attach(model, KVPolicy(), budget=ALL):

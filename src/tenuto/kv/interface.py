@@ -22,7 +22,7 @@ from tenuto.kv.engine import EngineLayer
 from tenuto.kv.masks import says_no_more
 from tenuto.restoring import plain_attention
 
-__all__ = ["NAME", "register"]
+__all__ = ["NAME", "attention", "mask", "register"]
 
 NAME = "tenuto"
 IDLE = (
@@ -41,8 +41,8 @@ def register(stack: ExitStack) -> None:
     global _users
     with _lock:
         _users += 1
-        AttentionInterface.register(NAME, _attention)
-        AttentionMaskInterface.register(NAME, _mask)
+        AttentionInterface.register(NAME, attention)
+        AttentionMaskInterface.register(NAME, mask)
     stack.callback(_unregister)
 
 
@@ -55,7 +55,7 @@ def _unregister() -> None:
             AttentionMaskInterface._global_mapping.pop(NAME, None)
 
 
-def _attention(
+def attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -107,7 +107,7 @@ def _check(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor | None,
+    given_mask: torch.Tensor | None,
     options: dict[str, Any],
     here: Call,
 ) -> None:
@@ -128,16 +128,16 @@ def _check(
             f"channels; {wanted[0]} heads of {wanted[1]} were expected. Such layers cannot be cached."
         )
     causal = options.get("is_causal") is not False and vars(module).get("is_causal", True) is not False
-    if mask is None and not causal and not here.causal and query.shape[2] > 1:
+    if given_mask is None and not causal and not here.causal and query.shape[2] > 1:
         raise AttachError(f"{name} is not causal (tokens see later ones): it cannot be cached. Use it plain.")
-    if mask is not None and not any(mask is one for one in here.masks):
+    if given_mask is not None and not any(given_mask is one for one in here.masks):
         valid = cache.valid()
-        if valid is None or not says_no_more(mask, valid):
+        if valid is None or not says_no_more(given_mask, valid):
             raise AttachError(
                 f"{name} was given a mask that is not the causal one of a padded batch (tokens that see later ones, "
                 "packed sequences, a bias): it cannot be cached. Use it plain for this input."
             )
-        here.masks.append(mask)
+        here.masks.append(given_mask)
 
 
 def _next(module: Any, layer: EngineLayer, here: Call) -> EngineLayer:
@@ -149,7 +149,7 @@ def _next(module: Any, layer: EngineLayer, here: Call) -> EngineLayer:
     return layer.twins[before - 1] if before else layer
 
 
-def _mask(*args: Any, **options: Any) -> torch.Tensor | None:
+def mask(*args: Any, **options: Any) -> torch.Tensor | None:
     """Our attention needs no causal mask; all other masks are the model's own, and are looked at when they arrive."""
     cache, here = current.get(), call.get()
     plain: Any = ALL_MASK_ATTENTION_FUNCTIONS[plain_attention(options["config"])]

@@ -13,7 +13,7 @@ from tenuto.kv.cache import KVCache
 from tenuto.kv.layer import KVLayer
 from tenuto.kv.models import LayerSpec
 
-__all__ = ["check_cache", "check_facts", "digest"]
+__all__ = ["check_cache", "check_codes", "check_facts", "digest"]
 
 
 def digest(facts: str, tensors: Mapping[str, torch.Tensor]) -> str:
@@ -50,6 +50,25 @@ def check_facts(facts: dict[str, Any], cache: KVCache) -> None:
         _right(_counts(some, columns) and len(some) == len(seen) * spec.kv_heads, "a layer has another number of heads")
     others = len(cache.layers) - len([spec for spec in cache.layout.layers if spec.site])
     _right(_counts(facts["sliding"], columns) and len(facts["sliding"]) == others, "its sliding layers are others")
+
+
+def check_codes(cache: KVCache, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse encoded entries in other dtypes than the codec writes.
+
+    Raises:
+        InputError: naming the tensor.
+    """
+    policy, codec = cache.policy, cache.policy.codec
+    if codec is None:
+        return
+    spec = cache.layout.cached[0]
+    page = torch.zeros(codec.page, spec.head_dim, dtype=cache.layout.dtype)
+    classes = torch.ones(codec.page, dtype=torch.uint8) if policy.selector.classes > 1 else None
+    queries = page.new_zeros(spec.heads // spec.kv_heads, 1, spec.head_dim) if codec.probes else None
+    wanted = {name: tensor.dtype for name, tensor in codec.encode(page, page, classes=classes, queries=queries).items()}
+    for name, tensor in tensors.items():
+        _, found, part = name.partition("code.")
+        _right(not found or tensor.dtype is wanted.get(part, tensor.dtype), f"{name} is of another dtype")
 
 
 def _tensor(tensor: Any, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> None:

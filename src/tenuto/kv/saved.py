@@ -17,7 +17,7 @@ from tenuto.kv.cache import KVCache
 from tenuto.kv.compress import Probes
 from tenuto.kv.entries import Encoded, Held, Store
 from tenuto.kv.layer import KVLayer
-from tenuto.kv.plausible import check_cache, check_facts, digest
+from tenuto.kv.plausible import check_cache, check_codes, check_facts, digest
 from tenuto.kv.step import Phase
 from tenuto.kv.view import Entries
 
@@ -96,6 +96,7 @@ def load(cache: KVCache, path: Path | str, mark: str, device: torch.device) -> K
         if facts["policy"] != repr(cache.policy):
             raise InputError(f"{path} was saved under another policy: {facts['policy']}. Attach that one.")
         check_facts(facts, cache)
+        check_codes(cache, tensors)
         _fill(cache, facts, tensors)
         check_cache(cache)
     except (OSError, SafetensorError, RecursionError, *FOREIGN) as error:

@@ -24,6 +24,7 @@ from torch import nn
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.attach import AttachedRun
 from tenuto.kv.cache import KVCache
+from tenuto.kv.call import current
 from tenuto.prompt.encoder import Encoder, encode
 from tenuto.prompt.policy import Look, PromptMethod
 from tenuto.prompt.protect import marks
@@ -169,7 +170,7 @@ class _Merging:
 
     def first(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Choose the spans from the states that come in, and go on with their means."""
-        if self.spans is not None:
+        if self.spans is not None or current.get() is not self.cache:  # the call of another thread
             return None
         states: torch.Tensor = args[0] if args else kwargs["hidden_states"]
         self.spans = self.method.choose(self._look(states))
@@ -181,7 +182,7 @@ class _Merging:
 
     def later(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Give a later layer the positions of the spans."""
-        if self.left < 1 or self.spans is None:
+        if self.left < 1 or self.spans is None or current.get() is not self.cache:
             return None
         return self._thinned(args[0] if args else kwargs["hidden_states"], args, kwargs)
 
