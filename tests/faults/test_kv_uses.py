@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tenuto.testing.uses import JOURNEYS, Use, check_use
+from tenuto.testing.kv_uses import JOURNEYS, Use, check_use
 
 DRAWS = int(os.environ.get("TENUTO_DRAWS", "0"))
 POLICIES = (

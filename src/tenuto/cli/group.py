@@ -7,9 +7,9 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -41,7 +41,20 @@ class Failure(click.ClickException):
 
 
 class Group(click.Group):
-    """A group that says what went wrong in one line, with a suggestion for a mistyped command."""
+    """A group that says what went wrong in one line, with a suggestion for a mistyped command.
+
+    Attributes:
+        former: names that commands had one version ago, and what they are called now.
+    """
+
+    former: ClassVar[Mapping[str, str]] = {}
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        now = self.former.get(cmd_name)
+        if now is None:
+            return super().get_command(ctx, cmd_name)
+        click.echo(f"tenuto: note: {cmd_name} is called {now} now; the old name goes with the next version.", err=True)
+        return super().get_command(ctx, now)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
@@ -79,12 +92,46 @@ class Measuring(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         from tenuto.measure.threads import settle
 
-        click.echo(settle(ctx.params.pop("threads")), err=True)
+        if line := settle(ctx.params.pop("threads")):
+            click.echo(line, err=True)
         return super().invoke(ctx)
 
 
+class MethodCommand(click.Command):
+    """A command with ``--method TEXT`` that also takes a method of the family prompt by its own name, with settings:
+    ``--NAME ratio=0.5`` is ``--method NAME:ratio=0.5``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own, words, rest = {opt for param in self.get_params(ctx) for opt in param.opts}, list[str](), iter(args)
+        for word in rest:
+            option, equals, value = word.partition("=")
+            if not option.startswith("--") or option in own or (name := _prompt_method(option)) is None:
+                words.append(word)
+                continue
+            settings = value if equals else next(rest, "")
+            words += ["--method", f"{name}:{settings}" if settings else name]
+        return super().parse_args(ctx, words)
+
+
+def _prompt_method(option: str) -> str | None:
+    """The method that an option such as ``--some-name`` is called after, None for any other option."""
+    from tenuto import catalog
+
+    name = option.removeprefix("--").replace("-", "_")
+    return name if name in catalog.methods("prompt") else None
+
+
+COMMAND = "tenuto.command"
+
+
 def command() -> str:
-    """The command line as it was given, but for the passwords of addresses: records are shown to others."""
+    """The command line as it was given, but for the passwords of addresses: records are shown to others.
+
+    Of a benchmark that goes on it is the one that began it.
+    """
+    ctx = click.get_current_context(silent=True)
+    if ctx is not None and COMMAND in ctx.meta:
+        return str(ctx.meta[COMMAND])
     return shlex.join(["tenuto", *(PASSWORD.sub(r"\1...@", part) for part in sys.argv[1:])])
 
 

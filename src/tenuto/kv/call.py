@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from tenuto.errors import AttachError
-
 __all__ = ["Call", "call", "current", "stepping"]
 
 
@@ -38,21 +36,12 @@ call: ContextVar[Call | None] = ContextVar("tenuto_kv_call", default=None)
 
 
 @contextmanager
-def stepping(cache: Any, masks: list[torch.Tensor]) -> Iterator[None]:
-    """The decoder is called on ``cache``, with ``masks`` that were looked at already.
-
-    Raises:
-        AttachError: a layer of ours did not attend.
-    """
+def stepping(cache: Any, masks: list[torch.Tensor]) -> Iterator[Call]:
+    """The decoder is called on ``cache``, with ``masks`` that were looked at already."""
     here = Call(masks)
     tokens = current.set(cache), call.set(here)
     try:
-        yield
+        yield here
     finally:
         current.reset(tokens[0])
         call.reset(tokens[1])
-    if missing := len(cache.engine) - sum(here.attended.values()):
-        raise AttachError(
-            f"{missing} of {len(cache.engine)} layers did not attend in this call, so that the cache lacks their "
-            "tokens. Layers cannot be skipped while a policy is attached."
-        )

@@ -140,7 +140,7 @@ class AttachedRun:
         if self.blocks.scorer.observes == "calls":
             raise AttachError(
                 f"{type(self.blocks.scorer).__name__} adds up attention, and joined chunks have been attended to by "
-                "nobody. Use a policy that looks at the entries or the last queries, such as SnapKV."
+                "nobody. Use a policy that looks at the entries or the last queries."
             )
         self.last = cache = self.cache()
         cache.keeper = None  # what is joined is not what the model would have computed
@@ -220,8 +220,13 @@ class AttachedRun:
             cache.begin(given.shape[0], given.shape[1], mask, positions, given.device, phase_in(self))
             if cache.keeps_tokens:
                 cache.note(ids)
-        with stepping(cache, masks):
+        with stepping(cache, masks) as call:
             result = original(**named)
+        if missing := len(cache.engine) - sum(call.attended.values()):
+            raise AttachError(
+                f"{missing} of {len(cache.engine)} layers did not attend in this call, so that the cache lacks their "
+                "tokens. Layers cannot be skipped while a policy is attached."
+            )
         with torch.inference_mode(False):
             cache.finish()
         return result

@@ -1,190 +1,191 @@
-"""The differential law of the KV family: at a full budget an attached model is the plain one, however it is used.
+"""Differential laws: a cache under ordinary uses, drawn at random, against the model without a cache.
 
-    check_use(Use(policy="snapkv:window=8", rows=2, chunk=5, journey=("crop", "save")))
+    use = Use(padding=(0, 3), calls=(("read", 9), ("steps", 3), ("crop", 2), ("copy", 0), ("read", 4)))
+    law_use(use, model, plain, run.cache)
 
-A :class:`Use` is drawn at random by the tests. Either the attached model gives the plain model's logits and texts, as
-far as its precision goes, or it refuses with a TenutoError; anything else breaks the law.
+Whatever is done to the cache, in whatever order, the logits of every real token are those of the text read at once.
 """
 
 from __future__ import annotations
 
 import copy
-import tempfile
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from transformers import DynamicCache
 
-from tenuto import catalog
-from tenuto.budget import MemoryBudget
 from tenuto.errors import TenutoError
-from tenuto.kv.attach import AttachedRun, attach
-from tenuto.reuse.prefix import PrefixStore
-from tenuto.testing.kv import TinyLM, tokens
 from tenuto.testing.law import expect
 
-__all__ = ["JOURNEYS", "Use", "check_use"]
+__all__ = ["CALLS", "Use", "law_use"]
 
-LAW = "an attached model at a full budget is the plain one"
-JOURNEYS = ("turn", "crop", "save", "fork", "swap", "repeat", "step")
-Journey = Literal["turn", "crop", "save", "fork", "swap", "repeat", "step"]
+CALLS = ("read", "steps", "inference", "thread", "crop", "reorder", "repeat", "copy", "reset", "wrong")
+"""What can be done: tokens in one call, one by one, in inference mode, in another thread; the last ones taken back;
+rows in another order, or repeated; go on with a copy; begin again; a call that is refused."""
+MOST = 6
+"""Rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """One ordinary way to use a model.
+    """How a cache is used.
 
     Attributes:
-        policy: text of a method; seed: of weights and tokens; dtype: of the weights.
-        rows, length: of the prompt; pads: padding of each row; side: where it stands.
-        chunk: tokens per call of a prompt that comes in several; 0: at once.
-        journey: what happens to the cache after the prompt: a turn of several tokens, a crop and the same tokens once
-            more, a file and back, a copy, rows in another order or twice, a decoding step.
-        generate: texts are compared instead, with so many beams; 0: logits of the journey. lookup: prompt lookup.
-        threads: that do the same at once; again: whether the policy is attached a second time.
-        store: whether prompts are kept in a store, and the use made twice.
+        padding: of each row, so many tokens; right: behind the first call's tokens, and not before them.
+        calls: names of :data:`CALLS`, each with a number of tokens, or a seed.
+        seed: of the tokens.
     """
 
-    policy: str = "snapkv:window=8"
+    padding: tuple[int, ...]
+    calls: tuple[tuple[str, int], ...]
+    right: bool = False
     seed: int = 0
-    dtype: str = "float32"
-    rows: int = 1
-    length: int = 20
-    pads: tuple[int, ...] = (0, 0, 0)
-    side: Literal["left", "right"] = "left"
-    chunk: int = 0
-    journey: tuple[Journey, ...] = ()
-    generate: int = 0
-    lookup: bool = False
-    threads: int = 1
-    again: bool = False
-    store: bool = False
 
 
-def check_use(use: Use) -> bool:
-    """Make a use of the plain model and of an attached one; False if it was refused.
+class _Text:
+    """What a cache should hold: ``ids`` and ``mask [rows, columns]``."""
 
-    Raises:
-        LawError: other logits or texts than the plain model's, or they are not finite.
-    """
-    model: Any = TinyLM(use.seed).to(getattr(torch, use.dtype))
-    plain = _made(model, None, use)
-    store = PrefixStore("host:?max=64MiB", page=4) if use.store else nullcontext()
-    with store as kept:
-        for _ in range(2 if use.again else 1):
-            try:
-                with attach(model, catalog.parse(use.policy), budget=MemoryBudget.keep(1.0), store=kept) as run:
-                    found = [_threads(model, run, use) for _ in range(2 if use.store else 1)]
-            except TenutoError:
-                return False
-            for some in found:
-                for one in some:
-                    _compare(one, plain, use)
-    expect("tenuto" not in (model.config._attn_implementation, *vars(model)), "nothing of ours is left", vars(model))
-    _compare(_made(model, None, use), plain, use)
-    return True
+    def __init__(self, use: Use, vocabulary: int) -> None:
+        self.use, self.vocabulary = use, vocabulary
+        self.chance = torch.Generator().manual_seed(use.seed)
+        self.ids = self.mask = torch.zeros(len(use.padding), 0, dtype=torch.int64)
 
+    def longer(self, count: int) -> None:
+        new = torch.randint(1, self.vocabulary, (len(self.ids), count), generator=self.chance)
+        seen = torch.ones_like(new)
+        if not self.ids.shape[1] and len(self.ids) == len(self.use.padding):
+            for row, pads in enumerate(self.use.padding):
+                pads = min(pads, count - 1)
+                seen[row, count - pads :] = 0 if self.use.right else 1
+                seen[row, :pads] = seen[row, :pads] if self.use.right else 0
+        self.ids, self.mask = torch.cat([self.ids, new], 1), torch.cat([self.mask, seen], 1)
 
-def _compare(found: torch.Tensor, plain: torch.Tensor, use: Use) -> None:
-    if not plain.is_floating_point():
-        expect(torch.equal(found, plain), LAW, (use, found.tolist(), plain.tolist()))
-        return
-    # Sums of three layers, each rounded to the dtype, in another order: some hundred times its precision at the size
-    # of the logits.
-    room = 256 * torch.finfo(getattr(torch, use.dtype)).eps * float(plain.abs().max())
-    gap = float((found - plain).abs().max()) if found.shape == plain.shape else float("inf")
-    expect(gap <= room, LAW, (use, gap, room))
+    def rows(self, index: torch.Tensor) -> None:
+        self.ids, self.mask = self.ids[index], self.mask[index]
 
+    @property
+    def positions(self) -> torch.Tensor:
+        return (self.mask.cumsum(-1) - 1).clamp(min=0)
 
-def _threads(model: Any, run: AttachedRun, use: Use) -> list[torch.Tensor]:
-    if use.threads == 1:
-        return [_made(model, run, use)]
-    with ThreadPoolExecutor(use.threads) as pool:
-        return list(pool.map(lambda _: _made(model, run, use), range(use.threads)))
+    def copied(self) -> _Text:
+        other = copy.copy(self)
+        other.chance = torch.Generator().manual_seed(self.use.seed + 1)
+        return other
 
 
 @torch.no_grad()
-def _made(model: Any, run: AttachedRun | None, use: Use) -> torch.Tensor:
-    ids = tokens(use.length, use.seed, use.rows)
-    mask = torch.ones_like(ids)
-    for row, pad in enumerate(use.pads[: use.rows]):
-        pad = min(pad, use.length - 2)
-        at = slice(0, pad) if use.side == "left" or use.generate else slice(use.length - pad, use.length)
-        mask[row, at] = 0
-    ids = ids * mask
-    if use.generate:
-        options: dict[str, Any] = {"prefill_chunk_size": use.chunk} if use.chunk else {}
-        options |= {"prompt_lookup_num_tokens": 2} if use.lookup else {}
-        written: torch.Tensor = model.generate(
-            ids, attention_mask=mask, max_new_tokens=6, do_sample=False, num_beams=use.generate, **options
-        )
-        return written
-    return _Journey(model, run, ids, mask).go(use)
+@torch.no_grad()
+def law_use(use: Use, model: Any, plain: Any, new: Callable[[], Any], room: float = 1e-4) -> int:
+    """Logits of every real token are those of the text read at once; what is refused changes nothing.
+
+    Args:
+        model: with the caches that ``new`` makes; plain: the same model without, which is called without a cache.
+        room: of the largest logit; at least of 1.
+
+    Returns:
+        How many calls were refused: taking tokens back, or going on behind padding on the right.
+
+    Raises:
+        LawError: they differ, or something else was refused.
+    """
+    text, cache, refused, left = _Text(use, plain.config.vocab_size), new(), 0, list[tuple[_Text, Any]]()
+    for name, number in (*use.calls, ("steps", 1)):
+        try:
+            cache, text = _act(name, number, text, cache, (model, plain, room), left)
+        except TenutoError as error:
+            allowed = name == "crop" or (use.right and any(use.padding))
+            expect(allowed, f"{name} is not refused in {use}", error)
+            refused += 1
+            if name != "crop":
+                return refused
+    for before, old in left:  # what was copied has not changed
+        before.longer(1)
+        _compare(before, old, 1, model, plain, room)
+    return refused
 
 
-class _Journey:
-    """One cache on its way, ours or transformers' own."""
+def _act(
+    name: str,
+    number: int,
+    text: _Text,
+    cache: Any,
+    models: tuple[Any, Any, float],
+    left: list[tuple[_Text, Any]],
+) -> tuple[Any, _Text]:
+    held, many = text.ids.shape[1], max(number, 1)
+    if name in ("read", "inference", "thread"):
+        text.longer(many)
+        with torch.inference_mode() if name == "inference" else nullcontext():  # inference_mode(False) has gradients
+            run = _in_thread if name == "thread" else _at_once
+            run(lambda: _compare(text, cache, many, *models))
+    elif name == "steps":
+        for _ in range(many):
+            text.longer(1)
+            _compare(text, cache, 1, *models)
+    elif name == "crop" and held:
+        count = min(many, held)
+        cache.crop(-count)
+        text.ids, text.mask = text.ids[:, : held - count], text.mask[:, : held - count]
+    elif name in ("reorder", "repeat") and held:
+        times = 2 if name == "repeat" and 2 * len(text.ids) <= MOST else 1
+        index = torch.arange(len(text.ids)).repeat_interleave(times)
+        if name == "reorder":
+            index = torch.randint(0, len(text.ids), (len(text.ids),), generator=torch.Generator().manual_seed(number))
+            cache.reorder_cache(index)
+        else:
+            cache.batch_repeat_interleave(times)
+        text.rows(index)
+    elif name == "copy" and held:
+        left.append((text.copied(), cache))
+        cache = copy.deepcopy(cache)
+    elif name == "reset":
+        cache.reset()
+        text = _Text(text.use, text.vocabulary)
+    elif name == "wrong" and held:
+        _refuses(text, cache, models[0])
+    return cache, text
 
-    def __init__(self, model: Any, run: AttachedRun | None, ids: torch.Tensor, mask: torch.Tensor) -> None:
-        self.model, self.run, self.ids, self.mask = model, run, ids, mask
-        self.cache: Any = run.cache() if run else DynamicCache(config=model.config)
-        self.fed, self.seen = ids[:, :0], mask[:, :0]
-        self.logits: list[torch.Tensor] = []
 
-    def go(self, use: Use) -> torch.Tensor:
-        """Logits of all tokens that are none of padding, in the order they were computed, ``[tokens, vocabulary]``."""
-        chunk = use.chunk or use.length
-        with self.run.prefill() if self.run and use.chunk else nullcontext():
-            for start in range(0, use.length, chunk):
-                self.feed(self.ids[:, start : start + chunk], self.mask[:, start : start + chunk])
-        steps: dict[str, Callable[[int], None]] = {
-            "turn": lambda n: self.feed(tokens(4, n, len(self.fed))),
-            "step": lambda n: self.feed(tokens(1, n, len(self.fed))),
-            "crop": lambda n: self.crop(3),
-            "save": lambda n: self.save(),
-            "fork": lambda n: self.fork(n),
-            "swap": lambda n: self.select(torch.arange(len(self.fed)).flip(0)),
-            "repeat": lambda n: self.select(torch.arange(len(self.fed)).repeat_interleave(2)),
-        }
-        for number, name in enumerate((*use.journey, "step")):
-            steps[name](number + 7)
-        return torch.cat(self.logits)
+def _at_once(act: Callable[[], None]) -> None:
+    act()
 
-    def feed(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-        """The next tokens, none of them padding if there is no mask."""
-        mine = torch.ones_like(ids) if mask is None else mask
-        self.seen = torch.cat([self.seen, mine], 1)
-        self.fed = torch.cat([self.fed, ids], 1)
-        at = (self.seen.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        found = self.model(ids, attention_mask=self.seen, position_ids=at, past_key_values=self.cache, use_cache=True)
-        self.logits.append(found.logits[mine.bool()])
 
-    def crop(self, count: int) -> None:
-        """Take tokens back, and give them once more."""
-        ids, mask = self.fed[:, -count:], self.seen[:, -count:]
-        self.cache.crop(-count)
-        self.fed, self.seen = self.fed[:, :-count], self.seen[:, :-count]
-        self.feed(ids, mask)
+def _in_thread(act: Callable[[], None]) -> None:
+    raised = list[BaseException]()
 
-    def save(self) -> None:
-        """A file and back."""
-        if self.run:
-            with tempfile.TemporaryDirectory() as folder:
-                self.run.save(Path(folder) / "cache", self.cache)
-                self.cache = self.run.load(Path(folder) / "cache")
+    def work() -> None:
+        try:
+            with torch.no_grad():
+                act()
+        except BaseException as error:  # noqa: BLE001 (it is raised again)
+            raised.append(error)
 
-    def fork(self, number: int) -> None:
-        """Go on with a copy, after the original has seen something else."""
-        before, self.cache = self.cache, copy.deepcopy(self.cache)
-        other, mask = tokens(1, number, len(self.fed)), torch.cat([self.seen, self.seen.new_ones(len(self.seen), 1)], 1)
-        self.model(other, attention_mask=mask, past_key_values=before, use_cache=True)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Rows in another order, or several times."""
-        self.cache.batch_select_indices(rows)
-        self.fed, self.seen = self.fed[rows], self.seen[rows]
+
+def _refuses(text: _Text, cache: Any, model: Any) -> None:
+    """A mask that hides what is held is refused, and the cache is what it was."""
+    mask = torch.cat([1 - text.mask, torch.ones(len(text.ids), 1, dtype=torch.int64)], 1)
+    try:
+        model(text.ids[:, :1], attention_mask=mask, past_key_values=cache)
+    except TenutoError:
+        return
+    expect(False, "a later mask that hides what is held is refused", mask)
+
+
+def _compare(text: _Text, cache: Any, count: int, model: Any, plain: Any, room: float) -> None:
+    part = slice(text.ids.shape[1] - count, None)
+    given = {"attention_mask": text.mask, "position_ids": text.positions[:, part]}
+    got = model(text.ids[:, part], past_key_values=cache, **given).logits
+    want = plain(text.ids, attention_mask=text.mask, position_ids=text.positions, use_cache=False).logits[:, part]
+    real = text.mask[:, part].bool()
+    expect(bool(torch.isfinite(got).all()), "logits are finite", text.use)
+    gap, most = (got - want)[real].abs(), max(1.0, float(want[real].abs().max()) if bool(real.any()) else 1.0)
+    expect(not gap.numel() or float(gap.max()) <= room * most, "logits are those of the text at once", text.use)

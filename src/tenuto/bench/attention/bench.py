@@ -1,8 +1,8 @@
 """The attention task: measure trained models that differ in attention and seed only.
 
 Held-out bits per byte and recall for every model; share of attention by level where the model has levels; decoding, in
-turn, for the first seed of each attention. A record is written as soon as a model is measured: the same command goes on
-where it was stopped.
+turn, for the first seed of each attention. A model is kept as soon as it is measured, so that a benchmark goes on where
+it was stopped; one that has a record in the folder is not measured again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tenuto.attention import PiAttention, watch
+from tenuto.attention import watch
 from tenuto.attention.policy import shares
 from tenuto.bench.attention.bits import bits_per_byte, held_windows
 from tenuto.bench.attention.decoding import decoding
@@ -24,7 +24,9 @@ from tenuto.calibration import fingerprint
 from tenuto.errors import InputError, closest
 from tenuto.measure.devices import device_words, pick_device, versions
 from tenuto.measure.folders import check_folder
+from tenuto.measure.resume import Unfinished
 from tenuto.records.attention import FULL, AttentionRun, read_attention_runs, write_attention_run
+from tenuto.records.build import build
 from tenuto.texts.facts import Facts
 from tenuto.train.minilm import canonical, is_plain, put_on, read_size
 from tenuto.train.tokens import Tokens, prepare
@@ -88,29 +90,33 @@ def bench(
     there = {(run.attention, run.seed): run for run in read_attention_runs(out)} if out.is_dir() else {}
     if other := next((run for run in there.values() if run.settings != settings), None):
         raise InputError(f"{out} holds records of another job: {_first_other(other, settings)}. Give another --out.")
+    unfinished = Unfinished(out, {"settings": settings, **versions("transformers")})
     measured: list[tuple[Path, AttentionRun]] = []
     for folder, log in tqdm(list(zip(folders, logs, strict=True)), desc="measuring", leave=False, disable=None):
         model = load_trained(folder, where)[0]
-        run = there.get((log.attention, log.seed))
-        if run is None or run.fingerprint != fingerprint(model):
-            run = replace(_measure(model, log, tokens, job), model=folder.name, settings=settings, command=command)
-            out.mkdir(parents=True, exist_ok=True)
-            write_attention_run(run, out)
+        run, weights = there.get((log.attention, log.seed)), fingerprint(model)
+        if run is None or run.fingerprint != weights:
+            key = [log.attention, log.seed, weights]
+            if unfinished.get(key) is None:
+                unfinished.put(key, asdict(_measure(model, log, tokens, job)))
+            found = build(AttentionRun, unfinished.get(key))
+            run = replace(found, model=folder.name, settings=settings, command=command)
         measured.append((folder, run))
-    for run in _timed(measured, tokens, job, where):
+    for run in [*(run for _, run in measured), *_timed(measured, tokens, job, where)]:
         write_attention_run(run, out)
+    unfinished.remove()
     return read_attention_runs(out)
 
 
 def read_baselines(given: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """The attentions to compare with, as they are recorded: those given, or the first of full attention that is in one
-    of the folders.
+    """The attentions to compare with, as they are recorded: those given, or one that attends to everything, the model's
+    own before a method.
 
     Raises:
         InputError: none of the folders has it. PolicyError: there is no such attention.
     """
     there = [read_log(folder).attention for folder in folders]
-    asked = [canonical(name) for name in given] or [name for name in FULL if name in there][:1]
+    asked = [canonical(name) for name in given] or sorted(filter(_whole, there), key=lambda name: name != FULL)[:1]
     if lacking := next((name for name in asked if name not in there), None):
         raise InputError(f"The baseline {lacking!r} is in none of the folders.{closest(lacking, there)}")
     return asked
@@ -172,14 +178,20 @@ def _measure(model: Any, log: TrainingLog, tokens: Tokens, job: AttentionJob) ->
         candidates=len(facts.values),
         usage=() if is_plain(log.attention) else _usage(model, windows[:4, :-1]),
         period=_period(log.attention),
+        whole=_whole(log.attention),
     )
+
+
+def _whole(attention: str) -> bool:
+    """Whether it attends to everything."""
+    policy = put_on(attention)
+    return attention == FULL or (policy is not None and policy.whole and str(policy) == attention)
 
 
 def _period(attention: str) -> int:
     """Tokens between two skips of a periodic pattern, 0 for any other attention."""
     policy = put_on(attention)
-    attending = policy.attending if policy else None
-    return attending.stride if isinstance(attending, PiAttention) else 0
+    return policy.attending.period if policy else 0
 
 
 @torch.inference_mode()

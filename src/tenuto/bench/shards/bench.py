@@ -13,25 +13,36 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tenuto.errors import InputError, StoreError, closest
+from tenuto import catalog
+from tenuto.errors import InputError, StoreError
+from tenuto.measure.devices import versions
 from tenuto.measure.folders import check_folder
+from tenuto.measure.resume import Unfinished
+from tenuto.records.build import build
 from tenuto.records.shards import BASELINE, ShardsRun, write_shards_run
+from tenuto.shards.policy import ShardMethod
 from tenuto.tiers.codec import PageCodec
 
-__all__ = ["FITTED", "PLACEMENTS", "SELECTORS", "ShardingJob", "as_mixture", "measure"]
+__all__ = ["ALL", "FITTED", "ShardingJob", "as_mixture", "default_placement", "measure"]
 
-PLACEMENTS = ("blocks", "expert", "key_cluster", "round_robin")
-SELECTORS = ("all", "affinity", "bound", "both", "centroid", "router")
+ALL = "all"
+"""The selector that reads everything."""
 LIMIT = 3600.0
 FITTED, FITTED_SEED = 256, 99
 """Tokens of the text that routers are fitted on, and its number."""
+
+
+def default_placement() -> str:
+    """What a job places tokens by that names nothing."""
+    methods = catalog.methods("shards").values()
+    return next(info.name for info in methods if issubclass(info.cls, ShardMethod) and info.cls.default)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +51,9 @@ class ShardingJob:
 
     Attributes:
         model: a name or folder of a language model; ranks: processes.
-        placements, selectors, codecs: names of ``PLACEMENTS`` and ``SELECTORS``, and codecs of old pages; everything
-            is measured with everything.
-        keep, window: of selectors; profile: file of ``affinity``'s profile, which needs one.
+        placements, selectors, codecs: texts of methods of the shards family, "all" for a selector that reads
+            everything, and codecs of old pages; everything is measured with everything.
+        keep, window: of selectors; profile: file of the profile of a selector that needs one.
         page: tokens per page.
         resident, utility, lossy: of the schedule; resident 1: there is none.
         context, tokens: of the texts, and after them; rows: texts.
@@ -51,7 +62,7 @@ class ShardingJob:
 
     model: str
     ranks: int = 2
-    placements: tuple[str, ...] = ("round_robin",)
+    placements: tuple[str, ...] = field(default_factory=lambda: (default_placement(),))
     selectors: tuple[str, ...] = ("all",)
     codecs: tuple[str, ...] = ("raw",)
     keep: float = 0.125
@@ -68,17 +79,24 @@ class ShardingJob:
     top_k: int = 0
 
     def __post_init__(self) -> None:
-        for kind, given, known in (
-            ("placement", self.placements, PLACEMENTS),
-            ("selector", self.selectors, SELECTORS),
-        ):
-            for name in given:
-                if name not in known:
-                    raise InputError(f"There is no {kind} {name!r}.{closest(name, known)}")
+        for placement, selector in product(self.placements, self.selectors):
+            if self.method(placement, selector).profiled and self.profile is None:
+                raise InputError(
+                    f"The selector {selector} needs a profile. Make one with: tenuto calibrate shards --out FILE."
+                )
         for name in self.codecs:
             PageCodec.parse(name)
-        if "affinity" in self.selectors and self.profile is None:
-            raise InputError("The selector affinity needs a profile. Make one with: tenuto calibrate moe --out FILE.")
+
+    def method(self, placement: str, selector: str) -> ShardMethod:
+        """The two as one method, with the job's numbers.
+
+        Raises:
+            PolicyError: there is no such method, or the two do not go together.
+        """
+        placed = _with(placement, page=self.page)
+        if selector == ALL:
+            return catalog.parse(placed, "shards")
+        return catalog.parse(f"{placed}+{_with(selector, keep=self.keep, window=self.window)}", "shards")
 
     @property
     def schedule(self) -> str:
@@ -87,10 +105,16 @@ class ShardingJob:
         return "none" if self.resident == 1 else how + (", others deleted" if self.lossy else "")
 
     @property
+    def keys(self) -> list[list[str]]:
+        """What is measured, in turn: the model's own cache, then placement, selector and codec of every other row."""
+        rows = product(self.placements, self.selectors, self.codecs)
+        return [[BASELINE, "all", "raw"], *(list(row) for row in rows)]
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What the record says of it."""
         numbers = {"ranks": self.ranks, "page": self.page}
-        sparse = {"keep": self.keep, "window": self.window} if set(self.selectors) != {"all"} else {}
+        sparse = {"keep": self.keep, "window": self.window} if set(self.selectors) != {ALL} else {}
         mixture = {"experts": self.experts, "top_k": self.top_k or self.experts} if self.experts else {}
         texts = {"context": self.context, "tokens": self.tokens, "rows": self.rows}
         return {**numbers, **sparse, **texts, **mixture}
@@ -99,26 +123,34 @@ class ShardingJob:
 def measure(job: ShardingJob, out: Path | None = None, *, command: str = "") -> list[ShardsRun]:
     """The model's own cache, then every placement, selector and codec; one rank is this process.
 
+    Stopped before, the same call goes on with what is missing; the model's own cache is measured again.
+
     Args:
         job: what is measured; out: folder for one record each; command: how it was asked for.
 
     Raises:
         StoreError: a rank failed; the others are stopped.
-        InputError: ``out`` cannot be written.
+        InputError: ``out`` cannot be written, or holds an unfinished benchmark of another job.
     """
     if out:
         check_folder(out)
-    found = rank_main(job) if job.ranks == 1 else _ranks(job)
+    unfinished = Unfinished(out, {**asdict(job), **versions("transformers")})
+    if job.ranks == 1:
+        rank_main(job, list(unfinished.done), lambda key, run: unfinished.put(key, asdict(run)))
+    else:
+        _ranks(job, unfinished)
+    found = [build(ShardsRun, unfinished.get(key)) for key in job.keys]
     runs = [replace(run, command=command) for run in found]
     if out:
         out.mkdir(parents=True, exist_ok=True)
         for run in runs:
             write_shards_run(run, out)
+    unfinished.remove()
     return runs
 
 
-def _ranks(job: ShardingJob) -> list[ShardsRun]:
-    """What processes of this machine found."""
+def _ranks(job: ShardingJob, unfinished: Unfinished) -> None:
+    """Have processes of this machine measure what is missing; what all of them have found is kept at once."""
     import torch
 
     with socket.socket() as free:
@@ -128,20 +160,32 @@ def _ranks(job: ShardingJob) -> list[ShardsRun]:
     given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(job.ranks)}
     given["OMP_NUM_THREADS"] = str(threads)  # the ranks share what this process may use
     with TemporaryDirectory(prefix="tenuto-ranks-") as place:
-        folder = Path(place)
-        start = [sys.executable, "-m", "tenuto.bench.shards.bench", json.dumps(asdict(job)), place]
+        folder, words = Path(place), [json.dumps(asdict(job)), place, json.dumps(list(unfinished.done))]
+        start = [sys.executable, "-m", "tenuto.bench.shards.bench", *words]
         ranks = []
         for rank in range(job.ranks):
             with (folder / f"{rank}.log").open("wb") as log:
                 ranks.append(subprocess.Popen(start, env={**os.environ, **given, "RANK": str(rank)}, stderr=log))
         try:
-            _wait(ranks, folder)
+            _wait(ranks, folder, unfinished)
         finally:
             for process in ranks:
                 process.kill()
                 process.wait()
-        told = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(job.ranks)]
-    return [_joined([ShardsRun(**one) for one in same]) for same in zip(*told, strict=True)]
+            _gather(folder, job.ranks, unfinished)
+
+
+def _gather(folder: Path, ranks: int, unfinished: Unfinished) -> None:
+    """Keep what all ranks have written and is not kept yet; a line that is half-written waits."""
+    paths = [folder / f"{rank}.jsonl" for rank in range(ranks)]
+    if not all(path.is_file() for path in paths):
+        return
+    lines = [path.read_text().rpartition("\n")[0].splitlines() for path in paths]
+    for same in zip(*lines, strict=False):
+        pairs = [json.loads(line) for line in same]
+        key = pairs[0][0]
+        if unfinished.get(key) is None:
+            unfinished.put(key, asdict(_joined([build(ShardsRun, facts) for _, facts in pairs])))
 
 
 def _joined(ranks: Sequence[ShardsRun]) -> ShardsRun:
@@ -158,11 +202,12 @@ def _joined(ranks: Sequence[ShardsRun]) -> ShardsRun:
     return replace(first, **lists, **worst, pages_fetched=fetched, same=min(run.same for run in ranks))
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
+def _wait(ranks: list[subprocess.Popen[bytes]], folder: Path, unfinished: Unfinished) -> None:
     start = time.monotonic()
     while any(process.poll() is None for process in ranks) and time.monotonic() - start < LIMIT:
         if any(process.poll() for process in ranks):
             break
+        _gather(folder, len(ranks), unfinished)
         time.sleep(0.1)
     for rank, process in enumerate(ranks):
         if process.poll() != 0:
@@ -179,26 +224,29 @@ def as_mixture(language: Any, experts: int, top_k: int) -> None:
     partition(language.model, text_of(language, FITTED_SEED, FITTED), experts, top_k or experts)
 
 
-def rank_main(job: ShardingJob) -> list[ShardsRun]:
-    """What one rank does, under torchrun's variables if there are others."""
+def rank_main(job: ShardingJob, done: Sequence[str], keep: Callable[[list[str], ShardsRun], object]) -> None:
+    """What one rank does, under torchrun's variables if there are others; what it finds it gives to ``keep`` at once.
+
+    Args:
+        done: keys of what need not be measured, as JSON.
+    """
     import torch
     from transformers import DynamicCache
 
     from tenuto.bench.likelihood import text_of
-    from tenuto.calibration import fingerprint
+    from tenuto.calibration import Profile, fingerprint
     from tenuto.kv.models import find_layout
-    from tenuto.measure.devices import device_words, versions
+    from tenuto.measure.devices import device_words
     from tenuto.shards import Schedule, open_mesh, shard
     from tenuto.zoo.language import load_language
 
     mesh = open_mesh(job.ranks) if job.ranks > 1 else None
     language = load_language(job.model)
-    model = language.model
     if job.experts:
         as_mixture(language, job.experts, job.top_k)
     ids = torch.cat([text_of(language, seed, job.context + job.tokens + 1) for seed in range(job.rows)])
+    model, layout = language.model, find_layout(language.model)
     plain, own_speed = _forced(model, DynamicCache(config=model.config), ids, job)
-    layout = find_layout(model)
     own = _perplexity(plain, ids, job)
     shared: dict[str, Any] = {
         "model": job.model,
@@ -212,53 +260,30 @@ def rank_main(job: ShardingJob) -> list[ShardsRun]:
         "steps": job.tokens,
     }
     full = job.rows * (job.context + job.tokens) * layout.token_bytes
-    first = ShardsRun(
-        placement=BASELINE,
-        selector="all",
-        perplexity=own,
-        tokens_per_s=own_speed,
-        bytes_held=[full],
-        bytes_full=full,
-        **shared,
-    )
-    found = [first]
+    held: dict[str, Any] = {"bytes_held": [full], "bytes_full": full}
+    first = ShardsRun(placement=BASELINE, selector=ALL, perplexity=own, tokens_per_s=own_speed, **held, **shared)
+    if json.dumps(job.keys[0]) not in done:
+        keep(job.keys[0], first)
     demoted = Schedule(resident=job.resident, utility=job.utility, lossy=job.lossy) if job.resident < 1 else None
-    selectors = _selectors(job)
-    for name in job.placements:
-        for (chosen, selector), codec in product(selectors.items(), job.codecs):
-            placed = _placement(name, job.page)
-            with shard(model, placed, mesh=mesh, selector=selector, schedule=demoted, codec=codec) as run:
-                logits, speed = _forced(model, run.cache(), ids, job)
-                facts = run.summary()
-            told: dict[str, Any] = {"perplexity": _perplexity(logits, ids, job), "tokens_per_s": speed, **_facts(facts)}
-            told |= {"codec": codec, "schedule": job.schedule}
-            found.append(ShardsRun(placement=name, selector=chosen, **told, **_apart(plain, logits), **shared))
-    return found
+    profile = Profile.load(Path(job.profile)) if job.profile else None
+    for key in job.keys[1:]:
+        if json.dumps(key) in done:
+            continue
+        name, chosen, codec = key
+        method = job.method(name, chosen)
+        with shard(model, method, mesh=mesh, schedule=demoted, codec=codec, profile=profile) as run:
+            logits, speed = _forced(model, run.cache(), ids, job)
+            facts = run.summary()
+        numbers: dict[str, Any] = {"tokens_per_s": speed, "codec": codec, "schedule": job.schedule, **_facts(facts)}
+        numbers["perplexity"] = _perplexity(logits, ids, job)
+        keep(key, ShardsRun(placement=name, selector=chosen, **numbers, **_apart(plain, logits), **shared))
 
 
-def _placement(name: str, page: int) -> Any:
-    from tenuto.shards import Blocks, Expert, KeyCluster, RoundRobin
-
-    return dict(zip(PLACEMENTS, (Blocks, Expert, KeyCluster, RoundRobin), strict=True))[name](page=page)
-
-
-def _selectors(job: ShardingJob) -> dict[str, Any]:
-    from tenuto.calibration import Profile
-    from tenuto.shards import Affinity, Router, Summary
-
-    few: dict[str, Any] = {"keep": job.keep, "window": job.window}
-    made: dict[str, Any] = {}
-    for name in job.selectors:
-        if name == "all":
-            made[name] = None
-        elif name == "affinity" and job.profile is not None:
-            made[name] = Affinity(profile=Profile.load(Path(job.profile)), **few)
-        elif name == "router":
-            made[name] = Router(**few)
-        else:
-            by: Any = name
-            made[name] = Summary(by=by, **few)
-    return made
+def _with(text: str, **numbers: float) -> str:
+    """A method's text with these numbers, those in the text before them."""
+    given = {part.partition("=")[0].strip() for part in text.partition(":")[2].split(",")}
+    more = ",".join(f"{name}={value:g}" for name, value in numbers.items() if name not in given)
+    return text + ("," if ":" in text else ":") + more if more else text
 
 
 def _forced(model: Any, cache: Any, ids: Any, job: ShardingJob) -> tuple[Any, float]:
@@ -300,5 +325,6 @@ def _facts(facts: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
     lists = {name: tuple(given[name]) for name in ("placements", "selectors", "codecs")}
-    result = [asdict(run) for run in rank_main(ShardingJob(**{**given, **lists}))]
-    (Path(sys.argv[2]) / f"{os.environ['RANK']}.json").write_text(json.dumps(result))
+    job, place = ShardingJob(**{**given, **lists}), Path(sys.argv[2]) / f"{os.environ['RANK']}.jsonl"
+    with place.open("w", buffering=1) as lines:
+        rank_main(job, json.loads(sys.argv[3]), lambda key, run: lines.write(json.dumps([key, asdict(run)]) + "\n"))
