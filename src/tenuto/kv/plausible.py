@@ -53,7 +53,7 @@ def check_facts(facts: dict[str, Any], cache: KVCache) -> None:
 
 
 def check_codes(cache: KVCache, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse encoded entries in other dtypes than the codec writes.
+    """Refuse encoded entries in other dtypes and shapes than the codec writes.
 
     Raises:
         InputError: naming the tensor.
@@ -65,10 +65,13 @@ def check_codes(cache: KVCache, tensors: Mapping[str, torch.Tensor]) -> None:
     page = torch.zeros(codec.page, spec.head_dim, dtype=cache.layout.dtype)
     classes = torch.ones(codec.page, dtype=torch.uint8) if policy.selector.classes > 1 else None
     queries = page.new_zeros(spec.heads // spec.kv_heads, 1, spec.head_dim) if codec.probes else None
-    wanted = {name: tensor.dtype for name, tensor in codec.encode(page, page, classes=classes, queries=queries).items()}
+    wanted = codec.encode(page, page, classes=classes, queries=queries)
     for name, tensor in tensors.items():
-        _, found, part = name.partition("code.")
-        _right(not found or tensor.dtype is wanted.get(part, tensor.dtype), f"{name} is of another dtype")
+        before, found, part = name.partition("code.")
+        if found and (like := wanted.get(part)) is not None:
+            _right(tensor.dtype is like.dtype and tensor.shape[1:] == like.shape[1:], f"{name} is of another form")
+            each = part != codec.shared and like.shape[0] == codec.page  # one for every entry
+            _right(not each or len(tensor) == len(tensors[f"{before}index"]), f"{name} is of other entries")
 
 
 def _tensor(tensor: Any, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> None:
@@ -106,6 +109,12 @@ def _check_layer(layer: KVLayer, spec: LayerSpec, cache: KVCache) -> None:
         row, count = segment // spec.kv_heads, held.length(segment)
         index = held.column(segment, "index")
         _tensor(index, (count,), torch.int32, "token numbers")
+        alone = (
+            index is None
+            or not len(index)
+            or int(index.min()) >= (0 if held.column(segment, "weights") is None else -1)
+        )
+        _right(alone, "token numbers below zero")
         real: torch.Tensor = index[index >= 0] if index is not None else torch.zeros(0)
         ordered = bool((real[1:] >= real[:-1]).all()) and (not len(real) or int(real[-1]) < columns)
         _right(ordered and (not len(real) or int(real[0]) >= 0), "token numbers out of order or range")
