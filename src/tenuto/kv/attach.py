@@ -118,7 +118,9 @@ def _wrap_generation(stack: ExitStack, run: AttachedRun) -> None:
             cache = given.get("past_key_values")
             whole = config.output_hidden_states  # of all tokens, which must be computed for that
             if run.prefixes and not whole and isinstance(cache, KVCache) and not cache.sequences.columns:
-                run.prefixes.restore(cache, args[0] if args else kwargs["input_ids"], given.get("attention_mask"))
+                ids = args[0] if args else kwargs["input_ids"]
+                if given.get("inputs_embeds") is None:  # else the ids are not what the model reads
+                    run.prefixes.restore(cache, ids, given.get("attention_mask"), given.get("position_ids"))
             if config.prefill_chunk_size is None:
                 return prefill(*args, **kwargs)
             with run.prefill():

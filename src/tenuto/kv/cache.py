@@ -58,7 +58,7 @@ class KVCache(Cache):  # type: ignore[misc]
     ) -> None:
         self.policy, self.budget, self.layout, self.replay = policy, budget, layout, replay
         self.keeper, self.pool = keeper, pool
-        self.sequences = Sequences(0, [], *[torch.zeros(0, 0, dtype=torch.int32)] * 2)
+        self.sequences = Sequences(0, [], torch.zeros(0, 0, dtype=torch.int32), torch.zeros(0, 0, dtype=torch.int32))
         self.engine = [
             KVLayer(policy, spec.site, self.sequences, Paged(policy, pool) if pool else None)
             for spec in layout.layers

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicSlidingWindowLayer, get_layer_types_and_kwargs
 
 from tenuto.errors import AttachError
+from tenuto.identity import Identity
 from tenuto.kv.compress import Site
 from tenuto.kv.traits import attention_calls, rope_of
 
@@ -49,12 +50,14 @@ class Layout:
     Attributes:
         decoder: the module whose ``forward`` is one step; config: of the text decoder.
         layers: one spec per layer; dtype: of keys and values.
+        identity: the name of all that the decoder's numbers depend on.
     """
 
     decoder: nn.Module
     config: Any
     layers: tuple[LayerSpec, ...]
     dtype: torch.dtype
+    identity: Identity
 
     @property
     def cached(self) -> list[LayerSpec]:
@@ -110,7 +113,7 @@ def find_layout(model: Any) -> Layout:
         calls = attention_calls(type(attention)) if site else 1
         window = options[number].get("sliding_window", 0)
         specs.append(LayerSpec(site, sliding, heads, heads // groups, width, window, calls))
-    return Layout(decoder, config, tuple(specs), model.dtype)
+    return Layout(decoder, config, tuple(specs), model.dtype, Identity(decoder))
 
 
 def _check_model(model: Any, name: str) -> None:

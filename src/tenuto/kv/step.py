@@ -45,6 +45,8 @@ class Sequences:
         positions: RoPE position of every token so far, ``[batch, columns]`` int32.
         padding: which of them are padding, ``[batch, columns]`` bool; None: none is.
         tokens: their ids, -1 for padding, for scorers that run the prompt again; else nothing ``[batch, 0]``.
+        origin: the name of the model that computed all of it, as it was then; empty before the first call, None where
+            nothing of it may be kept in a store. loaded: columns that came out of one.
     """
 
     columns: int
@@ -52,6 +54,8 @@ class Sequences:
     positions: torch.Tensor
     tokens: torch.Tensor
     padding: torch.Tensor | None = None
+    origin: str | None = ""
+    loaded: int = 0
 
     @property
     def real(self) -> torch.Tensor:
