@@ -26,21 +26,60 @@ __all__ = ["Profile", "find", "fingerprint", "profile_folders"]
 
 SAMPLES = 64
 FORMAT = "1"
+CHANNELS = (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
 
 
 def fingerprint(module: torch.nn.Module) -> str:
-    """16 hex digits over the names, shapes and 64 evenly spaced values (as bfloat16) of every parameter.
+    """16 hex digits over the names, shapes and 64 evenly spaced values (as bfloat16) of every parameter, wherever
+    accelerate keeps them, and over weights that quantisation has packed.
 
     A model in float32 and its bfloat16 cast have the same fingerprint, and so have half-precision weights however they
     are loaded; other weights have another.
+
+    Raises:
+        CalibrationError: some weights are nowhere (on the meta device), or of a kind that cannot be read.
     """
     digest = hashlib.sha256(type(module).__name__.encode())
     for name, parameter in sorted(module.named_parameters()):
-        values = parameter.detach().reshape(-1)
-        index = torch.linspace(0, len(values) - 1, min(SAMPLES, len(values))).long().clamp(max=len(values) - 1)
-        sample = values[index].to("cpu", torch.bfloat16).view(torch.int16)
+        try:
+            values = _held(module, name, parameter.detach()).reshape(-1)
+            index = torch.linspace(0, len(values) - 1, min(SAMPLES, len(values))).long().clamp(max=len(values) - 1)
+            sample = values[index.to(values.device)].to("cpu", torch.bfloat16).view(torch.int16)
+        except (RuntimeError, NotImplementedError, TypeError, KeyError) as error:
+            raise CalibrationError(
+                f"The weights of {type(module).__name__} cannot be read at {name} ({type(parameter).__name__} on "
+                f"{parameter.device}), so no profile can be told to fit. Load the model without offloading to meta or "
+                "quantisation, or use a policy that needs no profile."
+            ) from error
         digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    for name, packed in _packed(module):
+        digest.update(name.encode() + packed)
     return digest.hexdigest()[:16]
+
+
+def _held(module: torch.nn.Module, name: str, parameter: torch.Tensor) -> torch.Tensor:
+    """A parameter's values: of one that accelerate has offloaded, what its hook will put in place."""
+    if not parameter.is_meta:
+        return parameter
+    parts = name.split(".")
+    for depth in range(len(parts) - 1, -1, -1):  # the hook is on the module itself, or on one it is in
+        hook: Any = getattr(module.get_submodule(".".join(parts[:depth])), "_hf_hook", None)
+        for each in getattr(hook, "hooks", (hook,)):
+            weights = getattr(each, "weights_map", None)
+            if weights is not None:
+                held: torch.Tensor = weights[".".join(parts[depth:])]
+                return held
+    return parameter
+
+
+def _packed(module: torch.nn.Module) -> Iterator[tuple[str, bytes]]:
+    """Weights that are no parameters: those of torch's dynamically quantised layers, whole."""
+    for name, part in module.named_modules():
+        weight = getattr(part, "weight", None) if isinstance(part, torch.ao.nn.quantized.dynamic.Linear) else None
+        if callable(weight):
+            values = weight()
+            scale = values.q_per_channel_scales() if values.qscheme() in CHANNELS else torch.tensor(values.q_scale())
+            yield name, values.int_repr().numpy().tobytes() + scale.numpy().tobytes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
