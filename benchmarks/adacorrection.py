@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 import tenuto
 from tenuto import catalog
-from tenuto.eval.intervals import mean_interval
-from tenuto.eval.job import Job, labels_of
-from tenuto.eval.pipelines import ImageModel, load_model
-from tenuto.eval.quality import psnr
+from tenuto.bench.diffusion.job import Job, labels_of
+from tenuto.bench.diffusion.scores import psnr
+from tenuto.records.intervals import mean_interval
+from tenuto.zoo.pipelines import ImageModel, load_model
 
 CURVES = {
     "every_n": [f"every_n:n={n}" for n in (2, 3, 4, 6)],

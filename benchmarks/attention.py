@@ -16,11 +16,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tenuto.eval.attentiontable import attention_tables
-from tenuto.eval.minilm import canonical, read_size
-from tenuto.eval.records import file_name
-from tenuto.eval.tasks.attention import AttentionJob, bench
-from tenuto.eval.training import Training, train
+from tenuto.bench.attention.bench import AttentionJob, bench
+from tenuto.cli.attention_tables import attention_tables
+from tenuto.records.files import file_name
+from tenuto.train.minilm import canonical, read_size
+from tenuto.train.training import Training, train
 
 CONV = "short_conv+"
 """Every contender has the short convolution on keys and values, with which small models learn to look back in time."""

@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from tenuto.attention import MKA
 from tenuto.attention.policies.mka import MKAHeads
+from tenuto.bench.attention.bits import bits_per_byte, held_windows
+from tenuto.cli.attention_tables import markdown
 from tenuto.errors import ModelError
-from tenuto.eval.attentiontable import markdown
-from tenuto.eval.bits import bits_per_byte, held_windows
-from tenuto.eval.intervals import mean_interval
-from tenuto.eval.tokens import prepare
-from tenuto.eval.training import load_trained, read_log
+from tenuto.records.intervals import mean_interval
+from tenuto.train.tokens import prepare
+from tenuto.train.training import load_trained, read_log
 
 
 def settings(trained: MKA) -> dict[str, MKA]:

@@ -6,7 +6,7 @@
 
 Prints, per method, whether logits are the plain model's before training, and held-out bits per byte before and after
 ``--steps`` steps of one sequence, with the change and its 95 % interval (paired bootstrap over held-out windows).
-All methods see the same windows of the same text (`tenuto.eval.corpus`) in the same order, with AdamW, the learning
+All methods see the same windows of the same text (`tenuto.texts.corpus`) in the same order, with AdamW, the learning
 rate behind ``@`` and a linear decay. ``norms`` trains the plain model's own normalisation weights: what any few
 parameters gain from the kind of text. A run that was interrupted goes on where it stopped.
 """
@@ -26,8 +26,8 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from tenuto.attention import FastMKA, ShortConv, added, retrofit
-from tenuto.eval.corpus import Corpus, Document, collect
-from tenuto.eval.language import LanguageModel, load_language
+from tenuto.texts.corpus import Corpus, Document, collect
+from tenuto.zoo.language import LanguageModel, load_language
 
 METHODS = {"fastmka": FastMKA(), "short_conv": ShortConv(), "norms": None}
 DEFAULT = "fastmka@0.01,short_conv@0.01,norms@0.001"

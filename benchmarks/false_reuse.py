@@ -17,8 +17,8 @@ from tqdm import tqdm
 import tenuto
 from tenuto.diffusion.policies.fastcache import REHEARSED, false_reuse_rates
 from tenuto.diffusion.refit import Sample
-from tenuto.eval.intervals import mean_interval
-from tenuto.eval.pipelines import load_model
+from tenuto.records.intervals import mean_interval
+from tenuto.zoo.pipelines import load_model
 
 
 def collect(generations: int, seed: int, steps: int, guidance: float) -> tuple[tenuto.Profile, list[list[Sample]]]:

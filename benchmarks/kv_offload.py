@@ -28,14 +28,14 @@ from kv_offload_recall import Recall
 from transformers import DynamicCache
 
 import tenuto
-from tenuto.eval.language import LanguageModel, load_language
-from tenuto.eval.tasks.likelihood import text_of
+from tenuto.bench.likelihood import text_of
 from tenuto.kv.attach import AttachedRun
 from tenuto.kv.offload.settings import Prefetch
 from tenuto.kv.policies.quest import Quest
 from tenuto.kv.policies.streaming_llm import StreamingLLM
 from tenuto.kv.policy import Index, KVMethod, KVPolicy, TopK
 from tenuto.tiers.host import HostTier
+from tenuto.zoo.language import LanguageModel, load_language
 
 PAGE, PAGES, SINKS, WINDOW = 16, 8, 4, 64
 

@@ -34,8 +34,8 @@ from tqdm import tqdm
 
 from tenuto.budget import MemoryBudget
 from tenuto.errors import TenutoError
-from tenuto.eval.language import LanguageModel, load_language
-from tenuto.eval.zoo import resolve
+from tenuto.zoo.language import LanguageModel, load_language
+from tenuto.zoo.named import resolve
 
 RESULTS = "results.jsonl"
 Sides = dict[str, Callable[[Row, Case], Answers]]
@@ -69,7 +69,7 @@ def make_cases(args: argparse.Namespace, model: LanguageModel) -> list[Case]:
     path, names = args.out / "examples.jsonl", args.tasks.split(",")
     cases = examples.read(path) if path.exists() else []
     if len(cases) < args.examples * len(names):
-        from tenuto.eval.tasks.texts import TEXT_TASKS, parse_tasks
+        from tenuto.texts.tasks import TEXT_TASKS, parse_tasks
 
         tasks, before = [TEXT_TASKS[name] for name in parse_tasks(args.tasks)], cases
         cases = [examples.make(task, seed, args.context, model) for seed in range(args.examples) for task in tasks]

@@ -29,16 +29,16 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import tenuto
-from tenuto.eval.language import LanguageModel, load_language
-from tenuto.eval.tasks.documents import Documents
-from tenuto.eval.tasks.likelihood import CONTINUED, text_of
+from tenuto.bench.likelihood import CONTINUED, text_of
 from tenuto.reuse.chunks import ChunkStore
 from tenuto.reuse.policies.cacheblend import CacheBlend
 from tenuto.reuse.policies.cachecraft import CacheCraft
 from tenuto.reuse.policies.concatenate import Concatenate
 from tenuto.reuse.policies.full import FullRecompute
 from tenuto.reuse.policy import Assembler, Seen
+from tenuto.texts.documents import Documents
 from tenuto.tiers.disk import DiskTier
+from tenuto.zoo.language import LanguageModel, load_language
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tenuto.eval.run import Run, read_runs
+from tenuto.records.diffusion import Run, read_runs
 
 COLUMNS = [
     "policy",

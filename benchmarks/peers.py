@@ -22,11 +22,11 @@ from pathlib import Path
 from peers import cache_dit, diffusers_hooks
 
 from tenuto import catalog
+from tenuto.bench.diffusion import bench as diffusion_bench
+from tenuto.bench.diffusion.job import Job
+from tenuto.bench.diffusion.rows import Entry
 from tenuto.errors import TenutoError
-from tenuto.eval.entry import Entry
-from tenuto.eval.job import Job
-from tenuto.eval.pipelines import ImageModel, load_model
-from tenuto.eval.tasks import images
+from tenuto.zoo.pipelines import ImageModel, load_model
 
 MODEL = "bundled:dit-fashion"
 
@@ -108,7 +108,7 @@ def main() -> None:
             row for row in args.rows if row not in {*(e.name for e in theirs), *(f"fewer_steps:n={n}" for n in fewer)}
         ]
     try:
-        images.bench(
+        diffusion_bench.bench(
             MODEL,
             [catalog.parse(text, "diffusion") for text in ours],
             args.out,

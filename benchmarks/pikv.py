@@ -3,9 +3,10 @@
     python benchmarks/pikv.py [MODEL] [--context 1024 --tokens 64 --texts 2 --keep 0.125 --top-k 16]
 
 Real text, teacher-forced; every text is one row. A mixture of experts is measured as it is. A dense model (SmolLM2)
-becomes a mixture of 16 experts per layer (an exact partition of its MLPs, tenuto.eval.moe); ``--top-k 16`` leaves its
-output what it was, fewer change it, and the reference is always the same model reading everything, in one plain forward
-pass. Texts are prose, or with ``--held-out`` documents that models of ``tenuto train mini-lm`` were not trained on.
+becomes a mixture of 16 experts per layer (an exact partition of its MLPs, tenuto.zoo.mixture); ``--top-k 16`` leaves
+its output what it was, fewer change it, and the reference is always the same model reading everything, in one plain
+forward pass. Texts are prose, or with ``--held-out`` documents that models of ``tenuto train mini-lm`` were not trained
+on.
 ``--keep`` counts all tokens read, sinks and window too. Each placement reads the context once; every selector starts
 from a copy. KL is the mean Kullback-Leibler divergence from the reference's distributions, in nats: far less noisy than
 perplexity on so few tokens.
@@ -23,15 +24,15 @@ from typing import Any
 
 import torch
 
-from tenuto.eval.language import load_language
-from tenuto.eval.moe import partition
-from tenuto.eval.tasks.likelihood import text_of
-from tenuto.eval.tokens import prepare
-from tenuto.eval.training import read_log
+from tenuto.bench.likelihood import text_of
 from tenuto.kv.models import find_layout
 from tenuto.shards import Affinity, Expert, KeyCluster, RoundRobin, Router, Summary, calibrate_affinity, shard
 from tenuto.shards.routes import Routes
 from tenuto.shards.selector import Asked, Selector
+from tenuto.train.tokens import prepare
+from tenuto.train.training import read_log
+from tenuto.zoo.language import load_language
+from tenuto.zoo.mixture import partition
 
 EXPERTS, FITTED = 16, 512
 

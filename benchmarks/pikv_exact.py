@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 from transformers.utils import logging
 
-from tenuto.eval.language import load_language
-from tenuto.eval.sharding import as_mixture
-from tenuto.eval.tasks.likelihood import text_of
+from tenuto.bench.likelihood import text_of
+from tenuto.bench.shards.bench import as_mixture
 from tenuto.shards import Expert, RoundRobin, open_mesh, shard
+from tenuto.zoo.language import load_language
 
 LENGTHS = (96, 61, 33, 7)
 

@@ -16,10 +16,13 @@ import argparse
 
 import torch
 
+from tenuto.bench.prompt.bench import measure, read_kinds, read_ratios, summarise, ways
 from tenuto.catalog import parse
-from tenuto.eval.language import load_language
-from tenuto.eval.prompting import measure, read_kinds, read_ratios, summarise, ways
-from tenuto.eval.terminal import prompt_cells
+from tenuto.cli.tables import prompt_cells
+from tenuto.zoo.language import load_language
+
+NOWHERE = {"model": "", "fingerprint": "", "settings": {}, "versions": {}, "device": ""}
+"""The rows are printed and not kept."""
 
 HEAD = (
     "way",
@@ -54,7 +57,7 @@ def main() -> None:
             if given.ways is not None:
                 asked = [way for way in asked if way.name in ("none", "semtoken", *given.ways.split(","))]
             found = list(measure(language, asked, kind, tokens=given.context, examples=given.examples))
-            rows = summarise(kind, semtoken.ratio, given.context, asked, found)
+            rows = summarise(kind, semtoken.ratio, given.context, asked, found, NOWHERE)
             print(f"\n{kind}, ratio {semtoken.ratio:g}, {given.context} tokens, {given.examples} examples\n")
             print("| " + " | ".join(HEAD) + " |\n|---" + "|---:" * (len(HEAD) - 1) + "|")
             for row in rows:

@@ -16,9 +16,9 @@ import torch
 from tqdm import tqdm
 
 import tenuto
-from tenuto.eval.job import labels_of
-from tenuto.eval.pipelines import ImageModel, load_model
-from tenuto.eval.shadow import NULL_CLASS
+from tenuto.bench.diffusion.job import labels_of
+from tenuto.bench.diffusion.shadow import NULL_CLASS
+from tenuto.zoo.pipelines import ImageModel, load_model
 
 BUDGETS = (0.05, 0.1, 0.2, 0.4, 0.8)
 BATCHES = (1, 2, 4)

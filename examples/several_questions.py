@@ -9,7 +9,7 @@ compressed cache, so none sees the others; question and answer stay whole on top
 import torch
 
 import tenuto
-from tenuto.eval.language import load_language
+from tenuto.zoo.language import load_language
 
 TEXT = "The kettle is warm. The window is open. " * 12
 FACTS = {"lamp": "41733", "boat": "90218", "piano": "57064"}

@@ -29,7 +29,7 @@ PUBLIC = {
     "tenuto.attachment": ["attach"],
     "tenuto.diffusion.calibrate": ["calibrate"],
     "tenuto.errors": [name for name in errors.__all__ if name != "closest"],
-    "tenuto.eval.run": ["Run"],
+    "tenuto.records.diffusion": ["Run"],
     "tenuto.kv.offload.settings": ["Prefetch"],
     "tenuto.kv.policy": ["KVPolicy"],
     "tenuto.reuse.policies.cacheblend": ["CacheBlend"],

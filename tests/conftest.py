@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tenuto.eval.tokens import Tokens
+    from tenuto.train.tokens import Tokens
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def judge_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from tenuto.eval.quality import FEATURES, FashionClassifier
+    from tenuto.bench.diffusion.scores import FEATURES, FashionClassifier
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -120,7 +120,7 @@ def judge_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def offline(judge_file: Path, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Iterator[None]:
     """The random judge, an empty folder for profiles, one thread."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tenuto.eval.quality.JUDGE", judge_file)
+        patch.setattr("tenuto.bench.diffusion.scores.JUDGE", judge_file)
         patch.setenv("TENUTO_HOME", str(tmp_path_factory.mktemp("home")))
         yield
 
@@ -167,8 +167,8 @@ def little_text() -> Tokens:
     """A little text as tokens, for training small models."""
     from pydoc_data.topics import topics
 
-    from tenuto.eval.corpus import Document, split
-    from tenuto.eval.tokens import tokenise
+    from tenuto.texts.corpus import Document, split
+    from tenuto.train.tokens import tokenise
 
     documents = [Document(name=f"manual/{name}", text=topics[name]) for name in sorted(topics)[:50]]
     return tokenise(split(documents), pieces=512)

@@ -7,11 +7,11 @@ import torch
 
 import tenuto
 from tenuto import catalog
+from tenuto.bench.diffusion.scores import FashionJudge, psnr
 from tenuto.calibration import find
 from tenuto.diffusion.policies.fastcache import REHEARSED, false_reuse_rates
-from tenuto.eval import zoo
-from tenuto.eval.pipelines import load_model
-from tenuto.eval.quality import FashionJudge, psnr
+from tenuto.zoo import named as zoo
+from tenuto.zoo.pipelines import load_model
 
 pytestmark = pytest.mark.bundled
 LABELS = list(range(10))

@@ -16,15 +16,17 @@ from click.testing import CliRunner, Result
 
 import tenuto as tenuto_
 from tenuto import MemoryBudget, catalog
+from tenuto.bench.diffusion import bench as diffusion_bench
+from tenuto.bench.diffusion.job import Job
+from tenuto.bench.kv import bench as kv_bench
+from tenuto.bench.kv.job import KVJob
+from tenuto.bench.reading import Entry
 from tenuto.calibration import Profile
 from tenuto.cli import main
-from tenuto.eval import smollm2, zoo
-from tenuto.eval.job import Job
-from tenuto.eval.kvjob import KVJob
-from tenuto.eval.kvrun import read_kv_runs
-from tenuto.eval.reading import Entry
-from tenuto.eval.run import read_runs
-from tenuto.eval.tasks import images, kv
+from tenuto.records.diffusion import read_runs
+from tenuto.records.kv import read_kv_runs
+from tenuto.zoo import named as zoo
+from tenuto.zoo import smollm2
 
 KEYS = {
     "policy", "speedup", "flops_speedup", "psnr", "ssim", "fid", "class_accuracy", "reuse_ratio", "cache_bytes",
@@ -127,12 +129,12 @@ def test_demo(
     tiny_model: Path, tiny_language: Path, offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zoo, "PACKAGED", tmp_path)
-    monkeypatch.setattr(images, "DEMO", Job(steps=8, samples=10))
-    monkeypatch.setattr(kv, "DEMO", KVJob(contexts=(300,), tasks=("niah_single",), examples=1))
-    monkeypatch.setattr(kv, "demo_rows", lambda: [Entry(policy=tenuto_.Knorm(), budget=MemoryBudget.keep(0.5))])
+    monkeypatch.setattr(diffusion_bench, "DEMO", Job(steps=8, samples=10))
+    monkeypatch.setattr(kv_bench, "DEMO", KVJob(contexts=(300,), tasks=("niah_single",), examples=1))
+    monkeypatch.setattr(kv_bench, "demo_rows", lambda: [Entry(policy=tenuto_.Knorm(), budget=MemoryBudget.keep(0.5))])
     monkeypatch.setattr(smollm2, "find", lambda: tiny_language)
     monkeypatch.setattr(smollm2, "at_hand", lambda: True)
-    monkeypatch.setattr("tenuto.eval.fitting.RUNS", 6)
+    monkeypatch.setattr("tenuto.bench.diffusion.fitting.RUNS", 6)
     shutil.copytree(tiny_model, tmp_path / "dit_fashion")
     result = tenuto("demo", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.stderr

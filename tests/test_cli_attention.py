@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from tenuto.bench.attention import bench as attention_bench
 from tenuto.cli import main
-from tenuto.eval import training
-from tenuto.eval.tasks import attention
-from tenuto.eval.tokens import Tokens
+from tenuto.train import training
+from tenuto.train.tokens import Tokens
 
 
 @pytest.fixture(autouse=True)
 def here(little_text: Tokens, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     monkeypatch.setattr(training, "prepare", lambda: little_text)
-    monkeypatch.setattr(attention, "prepare", lambda: little_text)
+    monkeypatch.setattr(attention_bench, "prepare", lambda: little_text)
 
 
 def tenuto(*args: object) -> Result:

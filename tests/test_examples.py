@@ -33,7 +33,7 @@ def test_an_example_runs(path: Path) -> None:
         command(path), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        printed, errors = process.communicate(timeout=120)
+        printed, errors = process.communicate(timeout=600)
     except subprocess.TimeoutExpired:
         process.terminate()  # torchrun ends its ranks
         printed, errors = process.communicate(timeout=60)

@@ -215,8 +215,8 @@ def test_a_policy_that_does_not_round_trip_is_caught(cls: Any, monkeypatch: pyte
 
 @pytest.fixture(scope="module")
 def bundled() -> Any:
-    from tenuto.eval import zoo
-    from tenuto.eval.pipelines import load_model
+    from tenuto.zoo import named as zoo
+    from tenuto.zoo.pipelines import load_model
 
     if not (zoo.resolve("bundled:dit-fashion", "diffusion") / "model_index.json").is_file():
         pytest.skip("the bundled model is not here: see models/dit_fashion")

@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import fmean
 
 from kv_peers.answering import Asked, Request
-from tenuto.eval.language import LanguageModel
-from tenuto.eval.tasks.text import TextTask
+from tenuto.texts.task import TextTask
+from tenuto.zoo.language import LanguageModel
 
 __all__ = ["Case", "make", "read", "write"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from kv_peers.rows import METHODS
-from tenuto.eval.intervals import mean_interval
+from tenuto.records.intervals import mean_interval
 
 __all__ = ["Result", "tables"]
 

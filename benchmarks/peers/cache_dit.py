@@ -13,7 +13,7 @@ from typing import Any
 
 from peers.counting import attachment
 from peers.restoring import as_they_were
-from tenuto.eval.entry import Entry
+from tenuto.bench.diffusion.rows import Entry
 
 __all__ = ["dbcache"]
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from tenuto.bench.diffusion.rows import Attachment
 from tenuto.diffusion.flops import FlopMeter
 from tenuto.diffusion.models import Block, find_denoisers
 from tenuto.errors import AttachError
-from tenuto.eval.entry import Attachment
-from tenuto.eval.pipelines import ImageModel
 from tenuto.telemetry import Decision, Event, Telemetry
+from tenuto.zoo.pipelines import ImageModel
 
 __all__ = ["Put", "attachment", "tensor_bytes"]
 

@@ -24,9 +24,9 @@ from diffusers.hooks.hooks import CacheContext, _set_cache_context
 
 from peers.counting import attachment
 from peers.restoring import as_they_were
-from tenuto.eval.entry import Entry
-from tenuto.eval.job import CALIBRATION_OFFSET, CLASSES, Job
-from tenuto.eval.pipelines import ImageModel
+from tenuto.bench.diffusion.job import CALIBRATION_OFFSET, CLASSES, Job
+from tenuto.bench.diffusion.rows import Entry
+from tenuto.zoo.pipelines import ImageModel
 
 __all__ = ["Ratios", "first_block_cache", "mag_cache", "mag_ratios", "taylorseer", "untouched"]
 

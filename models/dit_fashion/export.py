@@ -20,7 +20,7 @@ from train_autoencoder import psnr
 from train_classifier import accuracy
 from train_transformer import CONFIG, NULL_CLASS, SCHEDULER
 
-from tenuto.eval.quality import FashionClassifier
+from tenuto.bench.diffusion.scores import FashionClassifier
 
 BUNDLED = Path(__file__).parents[2] / "src" / "tenuto" / "bundled"
 LABELS = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]

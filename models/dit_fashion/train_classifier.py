@@ -15,7 +15,7 @@ import data
 import torch
 from tqdm import tqdm
 
-from tenuto.eval.quality import FashionClassifier
+from tenuto.bench.diffusion.scores import FashionClassifier
 
 
 def accuracy(model: FashionClassifier, images: torch.Tensor, labels: torch.Tensor) -> float:

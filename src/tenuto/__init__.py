@@ -34,7 +34,6 @@ if TYPE_CHECKING:
         StoreError,
         TenutoError,
     )
-    from tenuto.eval.run import Run
     from tenuto.kv.offload.settings import Prefetch
     from tenuto.kv.policies.adakv import AdaKV
     from tenuto.kv.policies.cake import Cake
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
     from tenuto.kv.policies.think import ThinK
     from tenuto.kv.policies.zipcache import ZipCache
     from tenuto.kv.policy import KVPolicy
+    from tenuto.records.diffusion import Run
     from tenuto.reuse.chunks import ChunkStore
     from tenuto.reuse.policies.cacheblend import CacheBlend
     from tenuto.reuse.policies.cachecraft import CacheCraft
@@ -99,7 +99,7 @@ _HOMES = {
     "PyramidKV": "tenuto.kv.policies.pyramidkv",
     "Quest": "tenuto.kv.policies.quest",
     "RazorAttention": "tenuto.kv.policies.razor_attention",
-    "Run": "tenuto.eval.run",
+    "Run": "tenuto.records.diffusion",
     "Scissorhands": "tenuto.kv.policies.scissorhands",
     "ShadowKV": "tenuto.kv.policies.shadowkv",
     "SnapKV": "tenuto.kv.policies.snapkv",

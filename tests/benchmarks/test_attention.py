@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tenuto.eval.minilm import SIZES, canonical
+from tenuto.train.minilm import SIZES, canonical
 
 RECIPE = Path(__file__).parents[2] / "benchmarks" / "attention.py"
 

@@ -18,8 +18,8 @@ import torch
 from tenuto import catalog
 from tenuto.budget import MemoryBudget
 from tenuto.errors import AttachError
-from tenuto.eval.language import LanguageModel
 from tenuto.testing.kv import TinyLM, tokens
+from tenuto.zoo.language import LanguageModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from tenuto.bench.diffusion.contender import Calls, Contender
+from tenuto.bench.diffusion.job import Job
+from tenuto.bench.diffusion.rows import Entry
 from tenuto.errors import AttachError
-from tenuto.eval.contender import Calls, Contender
-from tenuto.eval.entry import Entry
-from tenuto.eval.job import Job
-from tenuto.eval.pipelines import ImageModel, load_model
+from tenuto.zoo.pipelines import ImageModel, load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

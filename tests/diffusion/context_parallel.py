@@ -33,7 +33,7 @@ from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.telemetry import Telemetry
 
 RANKS = 2
-HANG, TOO_LONG = 3.0, 180.0  # seconds
+HANG, TOO_LONG = 6.0, 600.0  # seconds
 MODELS = ("flux", "wan", "qwenimage")
 STYLES = ("batched", "separate")
 WITH_TOKENS = "every_n:n=3+adacorrection:tokens=0.25"

@@ -21,6 +21,7 @@ from tenuto.kv.policies.razor_attention import RazorAttention
 from tenuto.kv.policies.snapkv import SnapKV
 from tenuto.kv.policies.streaming_llm import StreamingLLM
 from tenuto.kv.policy import KVMethod
+from tenuto.kv.step import Phase
 from tenuto.testing.kv import TinyLM, follow, tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -75,7 +76,7 @@ def test_other_caches_are_refused() -> None:
         follow(model, kept := run.cache(), prompt, tokens(2))
         with pytest.raises(AttachError, match="holds 1 rows and the model was given 2"):
             follow(model, kept, tokens(3, rows=2), tokens(0, rows=2))
-        assert not kept.broken, "what is refused before the model runs does no harm"
+        assert kept.phase is Phase.READY, "what is refused before the model runs does no harm"
     with pytest.raises(AttachError, match="Use it inside"):
         model(prompt[:, :1], past_key_values=kept)
     with attach(TinyLM(), Knorm(), budget=HALF) as run:
@@ -189,7 +190,7 @@ def test_assistants_and_the_next_turn() -> None:
         # proposals that come with the prompt are verified before it is compressed, so later tokens may differ
         assisted = model.generate(prompt, assistant_model=MODELS["llama"](), **options)
         assert torch.equal(assisted[:, :61], first[:, :61])
-        assert run.last is not None and not run.last.recording
+        assert run.last is not None and run.last.crops is None
         assert max(max(layer[0]) for layer in run.last.counts()) <= 0.4 * 66 + 10
         model.generate(prompt, past_key_values=(cache := run.cache()), prompt_lookup_num_tokens=3, **options)
         longer = torch.cat([first, tokens(60, 2)], 1)

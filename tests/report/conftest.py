@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tenuto.eval.kvrun import KVRun, Score, write_kv_run
-from tenuto.eval.run import Run, Timing, write_run
+from tenuto.records.diffusion import Run, write_run
+from tenuto.records.kv import KVRun, Score, write_kv_run
+from tenuto.records.timing import Timing
 
 STEPS, BLOCKS = 20, 6
 
@@ -42,7 +43,6 @@ def samples(shift: int) -> bytes:
 def make_run(policy: str, **changes: Any) -> Run:
     """A complete record; ``changes`` replace its fields."""
     complete: dict[str, Any] = {
-        "task": "diffusion",
         "model": "bundled:dit-fashion",
         "fingerprint": "0f3a9c",
         "settings": {"steps": STEPS, "samples": 12, "guidance": 1.5, "seed": 0},

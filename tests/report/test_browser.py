@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tenuto.eval.run import Run, write_run
+from tenuto.records.diffusion import Run, write_run
 from tenuto.report import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -170,7 +170,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def report(example: tuple[Path, list[bytes]]) -> Path:
-    return write_report(example[0])
+    return write_report(example[0]).path
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -248,7 +248,7 @@ def test_switches_change_the_view(browser: Browser, report: Path) -> None:
 def both(example: tuple[Path, list[bytes]], kv_example: Path) -> Path:
     for record in kv_example.iterdir():
         shutil.copy(record, example[0])
-    return write_report(example[0])
+    return write_report(example[0]).path
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -264,7 +264,7 @@ def test_each_table_sorts_by_itself(browser: Browser, both: Path) -> None:
     page = browser.open(both)
     rows = "[...document.querySelectorAll('#{} tbody.methods tr')]"
     held = rows.format("kv") + ".map(r => r.cells[3].querySelector('.value').textContent)"
-    names = rows.format("images") + ".map(r => r.cells[0].textContent).join()"
+    names = rows.format("diffusion") + ".map(r => r.cells[0].textContent).join()"
     before = browser.evaluate(page, names)
     browser.evaluate(page, "document.querySelectorAll('#kv thead .heading')[3].click()")
     percent = [f"{share}\u00a0%" for share in ("12.5", "12.5", "25.0", "25.0", "50.0", "50.0")]

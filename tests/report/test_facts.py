@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tenuto.eval.run import Run
+from tenuto.records.diffusion import Run
+from tenuto.report.diffusion.table import table_rows
 from tenuto.report.facts import common_facts, differences, headlines
-from tenuto.report.table import table_rows
 
 
 def test_settings_that_differ_are_listed_with_their_policies(make: Callable[..., Run]) -> None:
@@ -14,7 +14,7 @@ def test_settings_that_differ_are_listed_with_their_policies(make: Callable[...,
     assert found["samples"] == [("12", ["none", "a"]), ("99", ["b"])]
     assert found["seed"] == [("0", ["none", "a"]), ("—", ["b"])]
     assert {fact.name for fact in common_facts(named)} == {
-        *("model", "weights", "task", "device", "steps"),
+        *("model", "weights", "family", "device", "steps"),
         *("tenuto", "torch", "diffusers", "python"),
     }
 

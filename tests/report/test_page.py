@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tenuto.errors import InputError
-from tenuto.eval.run import Run, write_run
+from tenuto.records.diffusion import Run, write_run
 from tenuto.report import write_report
 
 
@@ -53,15 +53,15 @@ def pictures(text: str) -> list[bytes]:
 
 def test_default_name_and_given_name(example: tuple[Path, list[bytes]], tmp_path: Path) -> None:
     folder, _ = example
-    assert write_report(folder) == folder / "tenuto-report.html"
+    assert write_report(folder).path == folder / "tenuto-report.html"
     other = tmp_path / "other.html"
-    assert write_report(folder, other) == other
+    assert write_report(folder, other).path == other
     assert other.read_bytes() == (folder / "tenuto-report.html").read_bytes()
     assert not list(folder.glob("*.tmp")) + list(folder.glob(".*"))
 
 
 def test_every_policy_has_a_row_and_the_baseline_is_first(example: tuple[Path, list[bytes]]) -> None:
-    rows = Table(write_report(example[0]).read_text()).rows
+    rows = Table(write_report(example[0]).path.read_text()).rows
     names = [row[0] for row in rows[1:]]
     assert names[0] == "noneno cache, the baseline"
     for policy in ("bare:n=1", "every_n:n=2", "every_n:n=4", "fewer_steps:n=10", "first_block:threshold=0.0"):
@@ -79,27 +79,27 @@ def test_every_policy_has_a_row_and_the_baseline_is_first(example: tuple[Path, l
 
 
 def test_withheld_is_a_dash_with_the_reason(example: tuple[Path, list[bytes]]) -> None:
-    text = write_report(example[0]).read_text()
+    text = write_report(example[0]).path.read_text()
     row = next(row for row in Table(text).rows if "first_block" in row[0])
     assert row[1].startswith("—withheld: the output equals the uncached one")
     assert "first_block:threshold=0.0: no speed-up" in text
 
 
 def test_missing_values_are_dashes_not_zeros(example: tuple[Path, list[bytes]]) -> None:
-    row = next(row for row in Table(write_report(example[0]).read_text()).rows if "bare" in row[0])
+    row = next(row for row in Table(write_report(example[0]).path.read_text()).rows if "bare" in row[0])
     assert [cell[0] for cell in row[1:7]] == ["—"] * 6
     assert row[8].startswith("—")
 
 
 def test_pictures_are_the_files(example: tuple[Path, list[bytes]]) -> None:
     folder, written = example
-    found = pictures(write_report(folder).read_text())
+    found = pictures(write_report(folder).path.read_text())
     assert sorted(found) == sorted(written)
     assert len(set(found)) == len(found) == 13
 
 
 def test_nothing_outside_is_named(example: tuple[Path, list[bytes]]) -> None:
-    text = re.sub('base64,[^"]*', "base64,", write_report(example[0]).read_text())
+    text = re.sub('base64,[^"]*', "base64,", write_report(example[0]).path.read_text())
     assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"<script>.*?</script>", "", text, flags=re.S))
     assert not re.search(r"https?:|import|fetch|XMLHttp", re.findall(r"<script>(.*?)</script>", text, flags=re.S)[0])
     for attribute in re.findall(r'\b(?:src|href)="([^"]{0,40})', text):
@@ -107,17 +107,17 @@ def test_nothing_outside_is_named(example: tuple[Path, list[bytes]]) -> None:
 
 
 def test_policy_text_is_escaped(example: tuple[Path, list[bytes]]) -> None:
-    text = write_report(example[0]).read_text()
+    text = write_report(example[0]).path.read_text()
     assert "<b>&amp;'" not in text
     assert "&lt;b&gt;&amp;amp;&#39;&lt;/b&gt;" in text
 
 
 def test_elements_are_closed(example: tuple[Path, list[bytes]]) -> None:
-    assert Table(write_report(example[0]).read_text()).open == []
+    assert Table(write_report(example[0]).path.read_text()).open == []
 
 
 def test_head_has_model_settings_device_versions_and_command(example: tuple[Path, list[bytes]]) -> None:
-    text = write_report(example[0]).read_text()
+    text = write_report(example[0]).path.read_text()
     for part in ("bundled:dit-fashion", "0f3a9c", "CPU, 2 threads, float32", "2.13.0", "<dd>1.5</dd>"):
         assert part in text
     commands = re.findall(r'<pre class="command"[^>]*><code>(.*?)</code>', text)
@@ -130,7 +130,7 @@ def test_unequal_conditions_are_said(
     example: tuple[Path, list[bytes]], make: Callable[..., Run], write_example: Callable[..., object]
 ) -> None:
     write_run(make("late:n=1", device="GPU, bfloat16"), example[0])
-    text = write_report(example[0]).read_text()
+    text = write_report(example[0]).path.read_text()
     assert "Not the same in all Runs" in text
     assert "<b>GPU, bfloat16</b> (late:n=1)" in text
 
@@ -139,37 +139,71 @@ def test_without_baseline_the_page_says_so(
     tmp_path: Path, make: Callable[..., Run], write_example: Callable[[Path, Sequence[Run]], object]
 ) -> None:
     write_example(tmp_path, [make("every_n:n=2")])
-    text = write_report(tmp_path).read_text()
+    text = write_report(tmp_path).path.read_text()
     assert "the uncached model was not measured" in text
     assert "The folder holds no baseline Run." in text
 
 
 def test_same_runs_same_page(example: tuple[Path, list[bytes]]) -> None:
-    first = write_report(example[0]).read_bytes()
-    assert write_report(example[0]).read_bytes() == first
+    first = write_report(example[0]).path.read_bytes()
+    assert write_report(example[0]).path.read_bytes() == first
 
 
 def test_no_folder_and_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a folder"):
         write_report(tmp_path / "absent")
-    with pytest.raises(InputError, match="holds no Run records.*diffusion, kv, prompt, moe, attention or store"):
+    with pytest.raises(InputError, match="holds no records.*diffusion, kv, attention, prompt, reuse, shards"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ['{"policy": "a"', '{"policy": "a"}', "[]", '{"policy": "a", "colour": 1}'])
-def test_a_damaged_record_is_named_and_nothing_is_written(example: tuple[Path, list[bytes]], damage: str) -> None:
-    (example[0] / "broken.json").write_text(damage)
-    with pytest.raises(InputError, match=r"broken\.json"):
-        write_report(example[0])
-    assert not (example[0] / "tenuto-report.html").exists()
+BROKEN = {
+    "half": '{"policy": "a"',
+    "no_family": '{"policy": "a"}',
+    "a_list": "[]",
+    "deep": "[" * 100_000,
+    "stranger": '{"family": "cooking", "policy": "a"}',
+    "fields": '{"family": "diffusion", "policy": "a", "colour": 1}',
+    "nested": '{"family": "kv", "policy": "a", "budget": {"keep": [1]}, "context": {}}',
+}
 
 
-def test_a_value_of_the_wrong_kind_is_named(example: tuple[Path, list[bytes]]) -> None:
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_damaged_record_is_named_and_the_rest_is_shown(example: tuple[Path, list[bytes]], name: str) -> None:
+    (example[0] / f"{name}.json").write_text(BROKEN[name])
+    report = write_report(example[0])
+    (line,) = report.refused
+    assert f"{name}.json" in line and "\n" not in line and len(line) < 500
+    text = report.path.read_text()
+    assert f"{name}.json" in text and "could not be shown" in text and "every_n" in text
+
+
+def test_what_is_no_file_is_named_and_the_rest_is_shown(example: tuple[Path, list[bytes]]) -> None:
+    (example[0] / "dangling.json").symlink_to(example[0] / "absent")
+    (example[0] / "folder.json").mkdir()
+    os.mkfifo(example[0] / "pipe.json")  # reading it would wait for ever
+    refused = write_report(example[0]).refused
+    assert [Path(line.split(" is not")[0]).name for line in refused] == ["dangling.json", "folder.json", "pipe.json"]
+
+
+def test_where_nothing_can_be_shown_nothing_is_written(tmp_path: Path) -> None:
+    for name in ("half", "a_list"):
+        (tmp_path / f"{name}.json").write_text(BROKEN[name])
+    with pytest.raises(InputError, match=r"a_list\.json.*1 more like it"):
+        write_report(tmp_path)
+    assert not (tmp_path / "tenuto-report.html").exists()
+
+
+def test_a_value_that_cannot_be_drawn_is_named(example: tuple[Path, list[bytes]]) -> None:
     record = next(example[0].glob("every_n_n=2.json"))
-    record.write_text(json.dumps({**json.loads(record.read_text()), "psnr": "<high>"}))
-    with pytest.raises(InputError, match="'every_n:n=2' is damaged: psnr is '<high>', not a finite number or null"):
-        write_report(example[0])
+    whole = json.loads(record.read_text())
+    for value, said in (("<high>", "psnr is '<high>', not a finite number"), ([], "psnr is a list")):
+        record.write_text(json.dumps({**whole, "psnr": value}))
+        (line,) = write_report(example[0]).refused
+        assert said in line
+    record.write_text(json.dumps({**whole, "grid": [[2.0]]}))
+    (line,) = write_report(example[0]).refused
+    assert "'every_n:n=2' is damaged: grid is" in line
 
 
 def test_unwritable_targets(example: tuple[Path, list[bytes]], tmp_path: Path) -> None:
@@ -186,7 +220,7 @@ def test_unwritable_targets(example: tuple[Path, list[bytes]], tmp_path: Path) -
 def test_a_failed_write_leaves_the_old_report_and_no_rest(
     example: tuple[Path, list[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = write_report(example[0])
+    target = write_report(example[0]).path
     target.write_text("old")
 
     def refuse(*_: object) -> None:

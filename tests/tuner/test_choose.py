@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tenuto import catalog
+from tenuto.bench.diffusion.tuning import Outcome
 from tenuto.calibration import Profile
 from tenuto.diffusion.policy import FeaturePolicy
-from tenuto.eval.run import Run
-from tenuto.eval.tasks.tuning import Outcome
+from tenuto.records.diffusion import Run
 from tenuto.tuner.choose import FRONT, Search
 from tenuto.tuner.space import space_of
 from tenuto.tuner.target import Target
@@ -55,7 +55,7 @@ def searched(target: str, world: World, names: tuple[str, ...] = tuple(QUALITY),
 
 def record(policy: FeaturePolicy, speedup: float) -> Run:
     return Run(
-        policy=catalog.text(policy), task="t", model="m", fingerprint="f", settings={}, versions={}, device="d",
+        policy=catalog.text(policy), model="m", fingerprint="f", settings={}, versions={}, device="d",
         speedup=speedup,
     )  # fmt: skip
 

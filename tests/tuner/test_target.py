@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from tenuto.bench.diffusion.tuning import Outcome
 from tenuto.errors import InputError
-from tenuto.eval.run import Run
-from tenuto.eval.tasks.tuning import Outcome
+from tenuto.records.diffusion import Run
 from tenuto.tuner.target import Target, lower_bound, predicted_speedup
 
 
@@ -74,7 +74,7 @@ def test_predicted_speedup() -> None:
 def test_met_is_what_was_measured() -> None:
     def record(psnr: float, withheld: str | None = None) -> Run:
         return Run(
-            policy="p", task="t", model="m", fingerprint="f", settings={}, versions={}, device="d", psnr=psnr,
+            policy="p", model="m", fingerprint="f", settings={}, versions={}, device="d", psnr=psnr,
             withheld=withheld,
         )  # fmt: skip
 

@@ -13,15 +13,15 @@ from click.testing import CliRunner, Result
 
 import tenuto
 from tenuto import catalog
+from tenuto.bench.diffusion import bench as diffusion_bench
+from tenuto.bench.diffusion.job import Job, labels_of
+from tenuto.bench.diffusion.scores import psnr
 from tenuto.calibration import Profile
 from tenuto.cli import main
 from tenuto.errors import InputError
-from tenuto.eval.job import Job, labels_of
-from tenuto.eval.pipelines import load_model
-from tenuto.eval.quality import psnr
-from tenuto.eval.run import Run, read_runs
-from tenuto.eval.tasks import images
+from tenuto.records.diffusion import Run, read_runs
 from tenuto.tuner import tune
+from tenuto.zoo.pipelines import load_model
 
 pytestmark = pytest.mark.usefixtures("offline")
 STEPS, SAMPLES = 8, 4
@@ -35,7 +35,7 @@ def tuned(model: Path, out: Path, *args: object) -> Result:
 
 @pytest.fixture(autouse=True)
 def few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenuto.eval.fitting.RUNS", 2)
+    monkeypatch.setattr("tenuto.bench.diffusion.fitting.RUNS", 2)
 
 
 def test_a_calibrated_policy_that_attach_takes(tiny_model: Path, tmp_path: Path) -> None:
@@ -88,9 +88,9 @@ def test_a_speed_that_is_missed_when_measured_is_exchanged(
     def slow(*args: Any, **options: Any) -> list[Run]:
         return [replace(run, speedup=run.flops_speedup and run.flops_speedup / 1.5) for run in bench(*args, **options)]
 
-    bench = images.bench
-    monkeypatch.setattr(images, "bench", slow)
-    monkeypatch.setattr("tenuto.eval.tasks.tuning.Outcome.overhead", 0.0)
+    bench = diffusion_bench.bench
+    monkeypatch.setattr(diffusion_bench, "bench", slow)
+    monkeypatch.setattr("tenuto.bench.diffusion.tuning.Outcome.overhead", 0.0)
     job = Job(steps=12, samples=2)
     found = tune(str(tiny_model), "speedup>=1.8", tmp_path, policies=["every_n"], trials=5, job=job, device="cpu")
     assert found.rejected

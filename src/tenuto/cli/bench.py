@@ -11,6 +11,7 @@ from tenuto.cli.group import (
     FILE,
     FOLDER,
     Group,
+    Measuring,
     command,
     device_option,
     experts_option,
@@ -29,7 +30,13 @@ from tenuto.cli.group import (
 STORED = ("raw", "raw+zstd", "fp8", "int8", "delta8+zstd", "int4", "int4+zstd")
 
 
-@main.group(cls=Group)
+class Benches(Group):
+    """Every one of them measures."""
+
+    command_class = Measuring
+
+
+@main.group(cls=Benches)
 def bench() -> None:
     """Measure speed, memory and quality of policies against the uncached model."""
 
@@ -63,14 +70,14 @@ def diffusion(
 ) -> None:
     """Generate the same images uncached and with every policy."""
     from tenuto import catalog
+    from tenuto.bench.diffusion.bench import bench
+    from tenuto.bench.diffusion.job import Job
     from tenuto.calibration import Profile
-    from tenuto.eval.job import Job
-    from tenuto.eval.tasks import images
 
     chosen = catalog.parse_list(policies, "diffusion")
     job = Job(steps=steps, samples=samples, guidance=guidance, seed=seed, batch=batch)
     given = [Profile.load(path) for path in profile]
-    runs = images.bench(model, chosen, out, job, profiles=given, shadow=shadow, device=device, command=command())
+    runs = bench(model, chosen, out, job, profiles=given, shadow=shadow, device=device, command=command())
     print_runs(runs, [], as_json)
     click.echo(f"Records: {out} (now: tenuto report {shlex.quote(str(out))})", err=as_json)
 
@@ -106,11 +113,11 @@ def kv(
 ) -> None:
     """Read the same contexts uncompressed and with every policy; ask what is still known."""
     from tenuto import catalog
+    from tenuto.bench.kv.bench import bench
+    from tenuto.bench.kv.cases import read_tasks
+    from tenuto.bench.kv.job import KVJob, read_lengths
+    from tenuto.bench.reading import Entry
     from tenuto.budget import MemoryBudget
-    from tenuto.eval.kvjob import KVJob, read_lengths
-    from tenuto.eval.reading import Entry
-    from tenuto.eval.tasks.cases import read_tasks
-    from tenuto.eval.tasks.kv import bench
 
     chosen = catalog.parse_list(policies, "kv")
     allowed = [MemoryBudget.parse(text) for given in budgets for text in given.split(",")]
@@ -144,11 +151,11 @@ def store(
 
     from tqdm import tqdm
 
-    from tenuto.eval.folders import check_folder
-    from tenuto.eval.language import load_language
-    from tenuto.eval.storerun import write_store_run
-    from tenuto.eval.storing import measure
-    from tenuto.eval.terminal import store_table
+    from tenuto.bench.reuse.bench import measure
+    from tenuto.cli.tables import reuse_table
+    from tenuto.measure.folders import check_folder
+    from tenuto.records.reuse import write_reuse_run
+    from tenuto.zoo.language import load_language
 
     if out:
         check_folder(out)
@@ -162,11 +169,11 @@ def store(
             rows.append(row)
             if out:
                 out.mkdir(parents=True, exist_ok=True)
-                write_store_run(row, out)
+                write_reuse_run(row, out)
     if as_json:
         click.echo(json.dumps([row.row() for row in rows], indent=1, allow_nan=False))
     else:
-        wide_console().print(store_table(rows))
+        wide_console().print(reuse_table(rows))
     if out:
         click.echo(f"Records: {out} (now: tenuto report {shlex.quote(str(out))})", err=as_json)
 
@@ -200,11 +207,11 @@ def prompt(
     import json
 
     from tenuto import catalog
-    from tenuto.eval.folders import check_folder
-    from tenuto.eval.language import load_language
-    from tenuto.eval.prompting import bench as measure
-    from tenuto.eval.prompting import read_kinds, read_ratios
-    from tenuto.eval.terminal import prompt_table
+    from tenuto.bench.prompt.bench import bench as measure
+    from tenuto.bench.prompt.bench import read_kinds, read_ratios
+    from tenuto.cli.tables import prompt_table
+    from tenuto.measure.folders import check_folder
+    from tenuto.zoo.language import load_language
 
     if out:
         check_folder(out)
@@ -274,8 +281,8 @@ def moe(
     """
     import json
 
-    from tenuto.eval.sharding import ShardingJob, measure
-    from tenuto.eval.terminal import moe_table
+    from tenuto.bench.shards.bench import ShardingJob, measure
+    from tenuto.cli.tables import shards_table
 
     job = ShardingJob(
         model=model,
@@ -300,7 +307,7 @@ def moe(
     if as_json:
         click.echo(json.dumps([run.row() for run in runs], indent=1, allow_nan=False))
     else:
-        wide_console().print(moe_table(runs))
+        wide_console().print(shards_table(runs))
 
 
 @bench.command()
@@ -331,10 +338,10 @@ def attention(
     """Compare models that `tenuto train mini-lm` trained with different attentions: bits per byte, recall, cost."""
     import json
 
-    from tenuto.eval.attentiontable import attention_tables
-    from tenuto.eval.kvjob import read_lengths
-    from tenuto.eval.tasks.attention import AttentionJob, read_baselines
-    from tenuto.eval.tasks.attention import bench as measure
+    from tenuto.bench.attention.bench import AttentionJob, read_baselines
+    from tenuto.bench.attention.bench import bench as measure
+    from tenuto.bench.kv.job import read_lengths
+    from tenuto.cli.attention_tables import attention_tables
 
     baselines = read_baselines(baseline, folders)
     job = AttentionJob(windows=windows, rows=rows, contexts=read_lengths(context), repeats=repeats)

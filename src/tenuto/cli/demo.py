@@ -6,29 +6,43 @@ from pathlib import Path
 
 import click
 
-from tenuto.cli.group import DEFAULT_LANGUAGE, DEFAULT_MODEL, FILE, FOLDER, command, json_option, main, print_runs
+from tenuto.cli.group import (
+    DEFAULT_LANGUAGE,
+    DEFAULT_MODEL,
+    FILE,
+    FOLDER,
+    Measuring,
+    command,
+    json_option,
+    main,
+    print_runs,
+)
 
 
-@main.command()
+@main.command(cls=Measuring)
 @click.option("--out", default=Path(), type=FOLDER, help="Folder for the report and its records [default: here].")
 @json_option
 def demo(out: Path, as_json: bool) -> None:
     """Generate images and answers with and without caching; write tenuto-report.html."""
-    from tenuto.eval import zoo
-    from tenuto.eval.folders import check_folder
-    from tenuto.eval.tasks import images, kv
+    from tenuto.bench.diffusion import bench as diffusion_bench
+    from tenuto.bench.kv import bench as kv_bench
+    from tenuto.measure.folders import check_folder
     from tenuto.report import write_report
+    from tenuto.zoo import named as zoo
 
     check_folder(out)
     records = out / "tenuto-report"
-    runs = images.bench(DEFAULT_MODEL, images.demo_policies(), records, images.DEMO, command=command())
+    runs = diffusion_bench.bench(
+        DEFAULT_MODEL, diffusion_bench.demo_policies(), records, diffusion_bench.DEMO, command=command()
+    )
     kv_runs = []
     if zoo.is_here(DEFAULT_LANGUAGE):
-        kv_runs = kv.bench(DEFAULT_LANGUAGE, kv.demo_rows(), records, kv.DEMO, command=command())
+        kv_runs = kv_bench.bench(DEFAULT_LANGUAGE, kv_bench.demo_rows(), records, kv_bench.DEMO, command=command())
     else:
         click.echo("Without a language model: fetch one with `tenuto models pull smollm2`.", err=True)
     print_runs(runs, kv_runs, as_json)
-    click.echo(f"Report: {write_report(records, out / 'tenuto-report.html')}", err=as_json)
+    written = write_report(records, out / "tenuto-report.html")
+    click.echo(f"Report: {written.path}", err=as_json)
 
 
 @main.command()
@@ -38,4 +52,7 @@ def report(folder: Path, out: Path | None) -> None:
     """Write one HTML file about the records in FOLDER."""
     from tenuto.report import write_report
 
-    click.echo(f"Report: {write_report(folder, out)}")
+    written = write_report(folder, out)
+    for line in written.refused:
+        click.echo(f"Not shown: {line}", err=True)
+    click.echo(f"Report: {written.path}")

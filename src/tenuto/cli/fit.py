@@ -55,7 +55,7 @@ def tune_diffusion(
     as_json: bool,
 ) -> None:
     """Search policies for a target; measure what was found on other seeds. Exit code 1 if the target is not met."""
-    from tenuto.eval.job import Job
+    from tenuto.bench.diffusion.job import Job
     from tenuto.tuner import tune as search
 
     job = Job(steps=steps, samples=samples, guidance=guidance, seed=seed)
@@ -95,11 +95,11 @@ def calibrate_moe(model: str, experts: int, top_k: int, tokens: int, device: str
 
     Give --experts and --top-k as there.
     """
-    from tenuto.eval.folders import check_file
-    from tenuto.eval.language import load_language
-    from tenuto.eval.sharding import FITTED_SEED, as_mixture
-    from tenuto.eval.tasks.likelihood import text_of
+    from tenuto.bench.likelihood import text_of
+    from tenuto.bench.shards.bench import FITTED_SEED, as_mixture
+    from tenuto.measure.folders import check_file
     from tenuto.shards import calibrate_affinity
+    from tenuto.zoo.language import load_language
 
     check_file(out, ".safetensors")
     language = load_language(model, device)
@@ -124,9 +124,9 @@ def calibrate_diffusion(
 ) -> None:
     """Fit the profile that POLICY needs for a model."""
     from tenuto import catalog
-    from tenuto.eval.fitting import fit_profile, own_place
-    from tenuto.eval.folders import check_file
-    from tenuto.eval.pipelines import load_model
+    from tenuto.bench.diffusion.fitting import fit_profile, own_place
+    from tenuto.measure.folders import check_file
+    from tenuto.zoo.pipelines import load_model
 
     chosen = catalog.parse(policy, "diffusion")
     check_file(out or own_place(chosen), ".safetensors")

@@ -19,8 +19,8 @@ from tenuto.errors import TenutoError, closest
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tenuto.eval.kvrun import KVRun
-    from tenuto.eval.run import Run
+    from tenuto.records.diffusion import Run
+    from tenuto.records.kv import KVRun
 
 WIDE = 150
 DEFAULT_MODEL = "bundled:dit-fashion"
@@ -28,6 +28,7 @@ DEFAULT_LANGUAGE = "bundled:smollm2"
 PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]+@")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
+THREADS = click.Option(["--threads"], type=click.IntRange(1), help="Processor threads [default: the fastest now].")
 
 
 class Failure(click.ClickException):
@@ -68,6 +69,20 @@ class Group(click.Group):
             raise Failure(f"{error.name} is not installed. Install it with: pip install 'tenuto[all]'") from error
 
 
+class Measuring(click.Command):
+    """A command that measures: it takes ``--threads``, and else chooses their number by a short measurement."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        *others, last = super().get_params(ctx)  # --help comes last
+        return [*others, THREADS, last]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from tenuto.measure.threads import settle
+
+        click.echo(settle(ctx.params.pop("threads")), err=True)
+        return super().invoke(ctx)
+
+
 def command() -> str:
     """The command line as it was given, but for the passwords of addresses: records are shown to others."""
     return shlex.join(["tenuto", *(PASSWORD.sub(r"\1...@", part) for part in sys.argv[1:])])
@@ -87,7 +102,7 @@ def print_runs(runs: Sequence[Run], kv_runs: Sequence[KVRun], as_json: bool) -> 
         rows = [*(run.row() for run in runs), *(row for run in kv_runs for row in run.rows())]
         click.echo(json.dumps(rows, indent=1, allow_nan=False))
         return
-    from tenuto.eval.terminal import kv_table, shadow_table, table
+    from tenuto.cli.tables import kv_table, shadow_table, table
 
     console = wide_console()
     if runs:

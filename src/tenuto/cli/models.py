@@ -18,7 +18,7 @@ def models() -> None:
 @json_option
 def list_models(as_json: bool) -> None:
     """What there is, and whether it is here."""
-    from tenuto.eval import zoo
+    from tenuto.zoo import named as zoo
 
     rows = [
         {"name": f"{zoo.PREFIX}{name}", "family": it.family, "here": zoo.is_here(name), "about": it.about}
@@ -40,7 +40,7 @@ def list_models(as_json: bool) -> None:
 @click.argument("name")
 def pull(name: str) -> None:
     """Fetch NAME, once."""
-    from tenuto.eval import zoo
+    from tenuto.zoo import named as zoo
 
     click.echo(zoo.pull(name))
 
@@ -50,7 +50,7 @@ def pull(name: str) -> None:
 def path(name: str) -> None:
     """Print the folder of NAME."""
     from tenuto.errors import ModelError
-    from tenuto.eval import zoo
+    from tenuto.zoo import named as zoo
 
     found = zoo.find(name)
     if found is None:

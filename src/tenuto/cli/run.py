@@ -52,7 +52,7 @@ def run(
 ) -> None:
     """Generate images, or talk with a language model, under a policy; say what it saved."""
     from tenuto.calibration import Profile
-    from tenuto.eval.zoo import family_of
+    from tenuto.zoo.named import family_of
 
     words = family_of(model) == "kv"
     _only(ctx, PICTURES if words else WORDS, model)
@@ -60,8 +60,8 @@ def run(
         _talk(model, policy, budget, every, prompt_file, max_tokens, store, semtoken, device)
         return
     from tenuto import catalog
-    from tenuto.eval.job import Job
-    from tenuto.eval.tasks.single import draw, read_labels
+    from tenuto.bench.diffusion.job import Job
+    from tenuto.bench.diffusion.single import draw, read_labels
 
     chosen = catalog.parse(policy, "diffusion") if policy else None
     asked = read_labels(labels)
@@ -92,8 +92,8 @@ def _talk(
     device: str,
 ) -> None:
     from tenuto import catalog
+    from tenuto.bench.kv.chat import conversation, read_prompt
     from tenuto.budget import MemoryBudget
-    from tenuto.eval.chat import conversation, read_prompt
     from tenuto.prompt.policies.semtoken import SemToken
     from tenuto.reuse.prefix import PrefixStore
 

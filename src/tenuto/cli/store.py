@@ -146,10 +146,10 @@ def prune(address: str, limit: str) -> None:
 @device_option
 def warm(address: str, texts: tuple[Path, ...], model: str, chat: bool, page: int, tenant: str, device: str) -> None:
     """Read TEXTS with a model and keep their pages, so that requests that begin with them start at once."""
-    from tenuto.eval.chat import read_prompt
-    from tenuto.eval.language import load_language
-    from tenuto.eval.warming import warm as read
+    from tenuto.bench.kv.chat import read_prompt
+    from tenuto.bench.reuse.warming import warm as read
     from tenuto.reuse.prefix import PrefixStore
+    from tenuto.zoo.language import load_language
 
     prompts = [read_prompt(path) for path in texts]
     language = load_language(model, device)

@@ -28,8 +28,8 @@ def mini_lm(
     attention: str, seed: int, steps: int | None, size: str, threads: int | None, device: str, out: Path
 ) -> None:
     """A small decoder on text that is installed here, with one attention or another."""
-    from tenuto.eval.training import Training
-    from tenuto.eval.training import train as run
+    from tenuto.train.training import Training
+    from tenuto.train.training import train as run
 
     asked = Training(attention=attention, seed=seed, steps=steps, size=size, device=device, threads=threads)
     log = run(asked, out)

@@ -1,7 +1,8 @@
-"""What a budget comes to: entries that each row may hold in memory."""
+"""What a budget comes to: entries that fit into bytes, and entries that each row may hold in memory."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import torch
@@ -14,12 +15,45 @@ from tenuto.kv.models import Layout
 from tenuto.kv.policy import KVPolicy
 from tenuto.kv.step import Sequences
 
-__all__ = ["allowance", "kv_heads", "spare"]
+__all__ = ["allowance", "entries", "kv_heads", "spare"]
 
 
 def kv_heads(layout: Layout) -> int:
     """KV heads of all cached layers together."""
     return sum(spec.kv_heads for spec in layout.layers if spec.site)
+
+
+def entries(
+    layout: Layout, policy: KVPolicy, size: int, shared: int = 0, fresh: float = float("inf"), weighted: bool = False
+) -> int:
+    """Entries per head that fit into ``size`` bytes of one row, everything counted that they bring along.
+
+    Args:
+        shared: bytes that entries encoded already share: eviction may leave all of them, one entry to a page.
+        fresh: entries per head that are not encoded yet, or still to come until the next compression.
+        weighted: whether entries carry count weights though the policy gives them none.
+    """
+    codec, free = policy.codec, policy.trigger.room("decode", 0, True)
+    extra = 4 + 4 * policy.scorer.features + 4 * (policy.losers.weighs or weighted)
+    plain = coded = paged = fixed = 0.0
+    for spec in [spec for spec in layout.layers if spec.site]:
+        plain += spec.kv_heads * (2 * spec.head_dim * layout.itemsize + extra)
+        coded += spec.kv_heads * (codec.entry_bytes(spec.head_dim, layout.itemsize) + extra) if codec else 0.0
+        paged += spec.kv_heads * codec.page_bytes(spec.head_dim, layout.itemsize) if codec else 0.0
+        fixed += spec.kv_heads * policy.positioner.turned * spec.head_dim * layout.itemsize
+        fixed += policy.decode_probes * (spec.heads * spec.head_dim * layout.itemsize + 8) if free is not None else 0
+    left, slack = size - fixed, min(free or 0, ROOM)  # slots reserved beyond what is held
+    if codec is None:
+        count = int(left // plain)
+        return count if count >= policy.floor + (free or 0) else count - slack
+    whole, page = codec.residual + codec.page, codec.page  # entries that may have to stay in full precision
+
+    def cost(count: int) -> float:
+        older = max(count - whole, 0)
+        scales = min(shared, older * paged) + min(older, fresh) * paged / page
+        return (min(count, whole) + slack) * plain + older * coded + scales
+
+    return bisect_right(range(int(max(left, 0) // coded) + whole), left, key=cost) - 1
 
 
 def allowance(
@@ -49,20 +83,20 @@ def allowance(
         return [int(budget.amount * s + 1e-9) * heads for s in seen]
     if budget.kind == "tokens":
         return [int(budget.amount) * heads] * len(seen)
-    spent = others + (sequences.columns + max(coming or [0]) + ROOM) * len(seen) * token_bytes
+    spent = others + (sequences.columns + (0 if coming is None else new) + ROOM) * len(seen) * token_bytes
     spent += sum(_summaries(policy, layout, tokens) for tokens in seen)
     size, free = int(budget.amount - spent) // max(len(seen), 1), policy.trigger.room("decode", 0, True)
-    entries = []
+    counts = []
     for row in range(len(seen)):
         whole, shared = map(sum, zip(*[layer.stock(row) for layer in engine], strict=True))
         fresh = whole / heads + new + (free or 0)
-        entries.append(layout.entries(size, policy, shared, fresh, engine[-1].weighted))
-    if min(entries) < max(policy.floor, 1):
+        counts.append(entries(layout, policy, size, shared, fresh, engine[-1].weighted))
+    if min(counts) < max(policy.floor, 1):
         raise InputError(
-            f"The budget {budget} holds {max(min(entries), 0)} tokens per head of {len(seen)} rows, and the "
+            f"The budget {budget} holds {max(min(counts), 0)} tokens per head of {len(seen)} rows, and the "
             f"policy keeps at least {max(policy.floor, 1)} (sinks and window). Give a larger budget."
         )
-    return [count * heads for count in entries]
+    return [count * heads for count in counts]
 
 
 def _summaries(policy: KVPolicy, layout: Layout, tokens: int) -> int:

@@ -31,13 +31,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tenuto.budget import MemoryBudget
 from tenuto.errors import AttachError, InputError
+from tenuto.kv.allowance import entries
 from tenuto.kv.cache import KVCache
 from tenuto.kv.engine import EngineLayer
-from tenuto.kv.models import Layout
+from tenuto.kv.models import Layout, find_layout
 from tenuto.kv.offload.prefetch import watch
 from tenuto.kv.offload.settings import Prefetch
 from tenuto.kv.policy import Every, KVMethod, KVPolicy
 from tenuto.kv.run import AttachedRun, current
+from tenuto.kv.section import opened
 from tenuto.kv.stores import Store
 from tenuto.restoring import attend_by, put_until
 from tenuto.tiers.host import HostTier
@@ -151,18 +153,19 @@ def _wrap_generation(stack: ExitStack, run: AttachedRun) -> None:
         cache = given.get("past_key_values")
         if run.prefixes and isinstance(cache, KVCache) and not cache.sequences.columns:
             run.prefixes.restore(cache, args[0] if args else kwargs["input_ids"], given.get("attention_mask"))
-        if config.prefill_chunk_size is None or run.deferred is not None:
+        if config.prefill_chunk_size is None:
             return prefill(*args, **kwargs)
         with run.prefill():
             return prefill(*args, **kwargs)
 
     @wraps(generate)
     def write(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return generate(*args, **kwargs)
-        finally:  # the proposals of assisted decoding are over
-            if run.last is not None:
-                run.last.deactivate_past_recording()
+        with opened(run) as section:
+            try:
+                return generate(*args, **kwargs)
+            finally:  # the proposals of assisted decoding are over
+                for cache in section.caches:
+                    cache.deactivate_past_recording()
 
     give_caches(stack, run)
     put_until(stack, model, "_prefill", in_one)
@@ -176,7 +179,7 @@ def _check(blocks: KVPolicy, budget: MemoryBudget, layout: Layout) -> None:
         if spec.site and blocks.positioner.turned and spec.site.rope is None:
             raise AttachError(f"{type(blocks.positioner).__name__} cannot turn keys of this model's rotary embedding.")
     least = max(blocks.floor, 1)
-    fits = layout.entries(int(budget.amount), blocks) if budget.kind == "bytes" else int(budget.amount)
+    fits = entries(layout, blocks, int(budget.amount)) if budget.kind == "bytes" else int(budget.amount)
     if budget.kind != "keep" and fits < least:
         raise InputError(
             f"The budget {budget} is {max(fits, 0)} tokens per head, and the policy keeps at least {least} "
@@ -227,13 +230,14 @@ def attach(
     """
     blocks = policy.compose() if isinstance(policy, KVMethod) else policy
     blocks = blocks if every is None else replace(blocks, trigger=Every(every))
-    run = AttachedRun(model, policy, blocks, budget, _tier_of(blocks, tier, prefetch), prefetch)
-    _check(blocks, budget, run.layout)
-    run.prefixes = store.of(model, run.layout, blocks) if store is not None else None
+    layout, found = find_layout(model), _tier_of(blocks, tier, prefetch)
+    _check(blocks, budget, layout)
+    prefixes = None if store is None else store.of(model, layout, blocks)
+    run = AttachedRun(model, layout, policy, blocks, budget, prefixes=prefixes, tier=found, prefetch=prefetch)
     with ExitStack() as stack:
         take_over(stack, run)
         if prefetch is not None:
-            watch(stack, run.layout, prefetch, current.get)
+            watch(stack, layout, prefetch, current.get)
         if isinstance(model, GenerationMixin):
             _wrap_generation(stack, run)
         if store is not None:

@@ -19,13 +19,13 @@ from transformers.cache_utils import Cache
 from tenuto.budget import MemoryBudget
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.allowance import allowance, kv_heads, spare
-from tenuto.kv.compress import plan
 from tenuto.kv.layer import KVLayer
 from tenuto.kv.models import Layout
 from tenuto.kv.offload.paged import Paged
 from tenuto.kv.offload.pool import Pool
 from tenuto.kv.policy import KVPolicy
-from tenuto.kv.step import Sequences, Step
+from tenuto.kv.step import Phase, Sequences, Step
+from tenuto.kv.together import compress_all, joint
 
 __all__ = ["KVCache"]
 
@@ -39,7 +39,9 @@ class KVCache(Cache):  # type: ignore[misc]
         replay: runs the model for a scorer that asks for it, on this cache.
         keeper: is shown the cache before a prefill is compressed; level: of its store that the first tokens are from.
         pool: where old entries go under a policy with an index; None without.
-        answering: whether the present call is of a question or an answer that is held whole.
+        phase: what is going on; an error leaves it as it was, and the cache is incomplete.
+        since: tokens since the last compression; waiting: of a prompt that is not compressed yet.
+        crops: how often tokens were taken back since it was said that they may be; None: they may not be.
     """
 
     def __init__(
@@ -63,19 +65,26 @@ class KVCache(Cache):  # type: ignore[misc]
         super().__init__(layers=layers)
         self.layers: list[Any] = layers
         self.engine: list[KVLayer] = [layer for layer in layers if isinstance(layer, KVLayer)]
-        self.most = self.since = self.level = 0
-        self.recording = self.fresh = self.deferred = self.pending = False
-        self.replaying = self.broken = self.answering = False
+        self.most = self.since = self.level = self.waiting = 0
+        self.phase = Phase.READY
+        self.crops: int | None = None
 
     # One step.
 
     @torch.no_grad()
     def begin(
-        self, batch: int, new: int, mask: torch.Tensor | None, positions: torch.Tensor | None, device: Any
+        self,
+        batch: int,
+        new: int,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        device: Any,
+        phase: Phase | None = None,
     ) -> None:
         """A forward call of ``new`` tokens per row starts.
 
         Args:
+            phase: what the call is; None: a prefill if it has several tokens that stay, else decoding.
             mask: 2-D attention mask; its last ``new`` columns are those of the new tokens. positions: their RoPE
                 positions ``[batch or 1, new]``; None: they continue the columns.
 
@@ -84,7 +93,7 @@ class KVCache(Cache):  # type: ignore[misc]
             InputError: the budget cannot hold sinks and window.
         """
         rows = self.sequences
-        if self.broken:
+        if self.phase is not (Phase.COMPRESSION if phase is Phase.REPLAY else Phase.READY):
             raise AttachError("An error interrupted the model in mid-step: this cache is incomplete. Start a new one.")
         if not rows.columns:
             nothing = torch.zeros(batch, 0, dtype=torch.int32, device=device)
@@ -93,51 +102,51 @@ class KVCache(Cache):  # type: ignore[misc]
             raise AttachError(f"The cache holds {len(rows.seen)} rows and the model was given {batch}.")
         valid = None if mask is None or bool((last := mask[:, -new:].bool()).all()) else last
         counts = [new] * batch if valid is None else [int(n) for n in valid.sum(-1)]
-        prefill = self.deferred or (new > 1 and (not self.recording or self.fresh) and not self.replaying)
-        indexed = self.policy.index is not None
-        if not prefill and rows.columns and not self.replaying and not indexed:
-            self._make_room(counts)
+        phase = phase or (Phase.DECODE if new == 1 or self.crops else Phase.PREFILL)
+        if phase is Phase.DECODE and rows.columns and self.policy.index is None:
+            self._make_room(counts, new)
         index = torch.arange(rows.columns, rows.columns + new, device=device, dtype=torch.int32)
         where = index[None] if positions is None else positions.to(torch.int32)
+        step = self._step(phase, counts, index, valid)
+        self.phase = phase
         rows.positions = torch.cat([rows.positions, where.expand(batch, -1)], 1)
         rows.columns += new
         rows.seen = [seen + count for seen, count in zip(rows.seen, counts, strict=True)]
         self.since += new
-        self.pending |= prefill
-        free = self.policy.trigger.room("decode", 0, True)
-        local = prefill and not (self.deferred or self.recording or self.joint or self.keeper)
-        at_once = local and self.policy.trigger.room("prefill", self.since, True) == 0
-        sparse = indexed and new == 1 and (not prefill or self.answering)
-        now = self._totals(each=True, new=new) if at_once or (sparse and not self.deferred) else None
-        step = Step(
-            new=new,
-            index=index,
-            valid=valid,
-            remember=self._probes(new, prefill) if (prefill or free is not None) and not self.replaying else 0,
-            spare=0 if new > 1 or (indexed and self.budget.kind == "bytes") else spare(free),
-            now=now,
-            settle=not prefill and not self.replaying,
-            sparse=sparse,
-            observing=self.policy.scorer.observes == ("replay" if self.replaying else "calls"),
-        )
-        self.broken = True
+        self.waiting += new if phase.prefill else 0
         for layer in self.engine:
             layer.step = step
 
-    def _probes(self, new: int, prefill: bool) -> int:
-        """Queries to remember: as many more as may be taken back."""
-        wanted = self.policy.probes if prefill else self.policy.decode_probes
-        return wanted + (new if self.recording and wanted else 0)
+    def _step(self, phase: Phase, counts: Sequence[int], index: torch.Tensor, valid: torch.Tensor | None) -> Step:
+        """What the layers are told of a call that starts, of ``counts`` tokens per row."""
+        policy, new = self.policy, len(index)
+        free, indexed = policy.trigger.room("decode", 0, True), policy.index is not None
+        local = phase is Phase.PREFILL and not (self.crops is not None or joint(self.policy) or self.keeper)
+        at_once = local and policy.trigger.room("prefill", self.since + new, True) == 0
+        sparse = indexed and new == 1 and phase in (Phase.DECODE, Phase.ANSWERING)
+        probes = policy.probes if phase.prefill else policy.decode_probes if phase is Phase.DECODE else 0
+        remembered = probes if phase.prefill or free is not None else 0
+        return Step(
+            new=new,
+            index=index,
+            valid=valid,
+            remember=remembered + new if remembered and self.crops is not None else remembered,  # some are taken back
+            spare=0 if new > 1 or (indexed and self.budget.kind == "bytes") else spare(free),
+            now=self._totals(counts, new, each=True) if at_once or (sparse and phase is Phase.DECODE) else None,
+            settle=phase is Phase.DECODE,
+            sparse=sparse,
+            observing=policy.scorer.observes == ("replay" if phase is Phase.REPLAY else "calls"),
+        )
 
     def finish(self) -> None:
         """The forward call is over: compress if it ended a prefill."""
         local = any(layer.step is not None and layer.step.now is not None for layer in self.engine)
         for layer in self.engine:
             layer.step = None
-        self.broken = False
+        phase, self.phase = self.phase, Phase.COMPRESSION if self.phase is Phase.REPLAY else Phase.READY
         if local:
-            self.since, self.pending = 0, False
-        elif self.pending and not (self.deferred or self.recording):
+            self.since = self.waiting = 0
+        elif self.waiting and not phase.waits and self.crops is None:
             self.compress()
 
     @torch.no_grad()
@@ -174,54 +183,41 @@ class KVCache(Cache):  # type: ignore[misc]
         """Whether the ids of all tokens must be remembered."""
         return self.policy.scorer.observes == "replay" or self.keeper is not None
 
-    @property
-    def joint(self) -> bool:
-        """Whether layers must wait for each other."""
-        return self.policy.allocator.joint or self.policy.scorer.observes == "replay"
-
     @torch.no_grad()
     def compress(self) -> None:
         """End a prefill: compress every row to the budget. Nothing happens if no token came since the last time."""
-        self.pending = False
+        self.waiting = 0
         if self.keeper is not None:
             self.keeper(self)
         room = self.policy.trigger.room("prefill", self.since, True)
         if room is not None and self.since:
-            if self.policy.scorer.observes == "replay":
-                self.replaying = True
-                self.replay(self)
-                self.replaying = False
-            self._compress([total - room * self._heads() for total in self._totals()])
+            self._compress([total - room * kv_heads(self.layout) for total in self._totals()], self.replay)
 
-    def _make_room(self, counts: Sequence[int]) -> None:
+    def _make_room(self, counts: Sequence[int], new: int) -> None:
         """Before a decoding step: compress the rows it would take over the budget, if the trigger says so."""
-        totals = self._totals(counts, new=max(counts))
+        totals, heads = self._totals(counts, new), kv_heads(self.layout)
         goals: list[int | None] = [None] * len(totals)
         for row, total in enumerate(totals):
-            over = self._held(row) + counts[row] * self._heads() > total
-            room = self.policy.trigger.room("decode", self.since, over)
+            held = sum(sum(layer.counts()[row]) for layer in self.engine)
+            room = self.policy.trigger.room("decode", self.since, held + counts[row] * heads > total)
             if room is not None:
-                goals[row] = total - max(room, counts[row]) * self._heads()
+                goals[row] = total - max(room, counts[row]) * heads
         if any(goal is not None for goal in goals):
             self._compress(goals)
 
-    def _compress(self, totals: Sequence[int | None]) -> None:
-        rows = [row for row, total in enumerate(totals) if total is not None]
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        self.phase = Phase.COMPRESSION
+        yield
+        self.phase = Phase.READY
+
+    def _compress(self, totals: Sequence[int | None], replay: Callable[[KVCache], None] | None = None) -> None:
         self.most = max(self.most, self.bytes_held)
-        if self.pool is not None:
-            for layer in self.engine:
-                layer.page_out([(total or 0) // len(self.engine) for total in totals])
-        elif self.joint:
-            views = {row: [layer.look(row) for layer in self.engine] for row in rows}
-            plans = {row: plan(self.policy, views[row], totals[row] or 0) for row in rows}
-            for number, layer in enumerate(self.engine):
-                layer.keep({row: (views[row][number], plans[row][number]) for row in rows})
-        else:
-            each = [0 if total is None else total // len(self.engine) for total in totals]
-            for layer in self.engine:
-                given = [[layer.look(row)] if row in rows else None for row in range(len(totals))]
-                layer.compress(given, each)
-        self.since = 0
+        with self._changing():
+            if replay is not None and self.policy.scorer.observes == "replay":
+                replay(self)
+            compress_all(self.policy, self.engine, totals)
+            self.since = 0
 
     def note(self, ids: torch.Tensor | None) -> None:
         """Remember the ids of this step's tokens, for a scorer that runs the prompt again.
@@ -230,7 +226,7 @@ class KVCache(Cache):  # type: ignore[misc]
             AttachError: the model was given embeddings instead.
         """
         step = self.engine[0].step
-        if self.replaying or step is None:
+        if step is None or self.phase is Phase.REPLAY:
             return
         if ids is None:
             raise AttachError(
@@ -247,23 +243,16 @@ class KVCache(Cache):  # type: ignore[misc]
         sliding = [None if isinstance(layer, KVLayer) else copy.deepcopy(layer) for layer in self.layers]
         yield
         shared.columns, shared.seen, shared.positions, self.since = before
-        self._forget(shared.columns)
+        self._forget(shared.columns, [layer.newer(shared.columns) for layer in self.engine])
         self.layers = [kept or layer for kept, layer in zip(sliding, self.layers, strict=True)]
 
-    def _forget(self, columns: int) -> None:
-        counts = [layer.newer(columns) for layer in self.engine]  # of all layers first: all forget, or none
+    def _forget(self, columns: int, counts: Sequence[list[int]]) -> None:
         for layer, count in zip(self.engine, counts, strict=True):
             layer.drop_last(columns, count)
 
     # Budget and books.
 
-    def _heads(self) -> int:
-        return kv_heads(self.layout)
-
-    def _held(self, row: int) -> int:
-        return sum(sum(layer.counts()[row]) for layer in self.engine)
-
-    def _totals(self, coming: Sequence[int] | None = None, each: bool = False, new: int = 0) -> list[int]:
+    def _totals(self, coming: Sequence[int] | None = None, new: int = 0, each: bool = False) -> list[int]:
         """Entries each row may hold, all heads of all layers together, or of one layer (``each``)."""
         others = sum(t.untyped_storage().nbytes() for t in self._sliding())
         given = (self.budget, self.policy, self.layout, self.engine, self.sequences)
@@ -315,11 +304,11 @@ class KVCache(Cache):  # type: ignore[misc]
     def activate_past_recording(self) -> None:
         """Tokens of the coming steps may be taken back (assisted decoding): a prefill is compressed after its crop."""
         super().activate_past_recording()
-        self.recording = self.fresh = True
+        self.crops = 0
 
     def deactivate_past_recording(self) -> None:
         """No more tokens will be taken back."""
-        self.recording = self.fresh = False
+        self.crops = None
         for layer in self.layers:
             if not isinstance(layer, KVLayer):
                 layer.record_past = False
@@ -336,19 +325,24 @@ class KVCache(Cache):  # type: ignore[misc]
         if count > rows.columns:
             raise InputError(f"crop({tokens_to_remove}): the cache has seen {rows.columns} tokens.")
         if count:
-            self._forget(rows.columns - count)
+            self._crop(count)
+        if self.crops is not None:
+            self.crops += 1
+            if self.waiting:
+                self.compress()
+
+    def _crop(self, count: int) -> None:
+        rows = self.sequences
+        lost = [layer.newer(rows.columns - count) for layer in self.engine]  # of all layers first: all forget, or none
+        with self._changing():
+            self._forget(rows.columns - count, lost)
             for layer in self.layers:
                 if not isinstance(layer, KVLayer) and layer.is_initialized:
-                    layer.crop(tokens_to_remove)
-        rows.columns -= count
-        rows.seen = [seen - count for seen in rows.seen]
-        if count:
+                    layer.crop(-count)
+            rows.columns -= count
+            rows.seen = [seen - count for seen in rows.seen]
             rows.positions, rows.tokens = (t[:, : rows.columns].clone() for t in (rows.positions, rows.tokens))
-        self.since = max(self.since - count, 0)
-        if self.recording:
-            self.fresh = False
-            if self.pending:
-                self.compress()
+            self.since = max(self.since - count, 0)
 
     def _select_rows(self, rows: Sequence[int]) -> None:
         shared = self.sequences
@@ -393,7 +387,7 @@ class KVCache(Cache):  # type: ignore[misc]
         other.engine = [layer.copied(other.sequences) for layer in self.engine]
         mine = iter(other.engine)
         other.layers = [next(mine) if isinstance(layer, KVLayer) else copy.deepcopy(layer) for layer in self.layers]
-        other.since, other.broken, other.level = self.since, self.broken, self.level
+        other.since, other.level, other.phase, other.waiting = self.since, self.level, self.phase, self.waiting
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KVCache:

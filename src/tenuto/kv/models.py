@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +15,6 @@ from transformers.cache_utils import DynamicSlidingWindowLayer, get_layer_types_
 
 from tenuto.errors import AttachError
 from tenuto.kv.compress import Site
-from tenuto.kv.entries import ROOM
-from tenuto.kv.policy import KVPolicy
 from tenuto.kv.rope import Rope
 
 __all__ = ["LayerSpec", "Layout", "find_layout"]
@@ -62,38 +59,6 @@ class Layout:
     def token_bytes(self) -> int:
         """Bytes of keys and values one token takes in the cached layers."""
         return sum(2 * spec.kv_heads * spec.head_dim * self.itemsize for spec in self.layers if spec.site)
-
-    def entries(
-        self, size: int, policy: KVPolicy, shared: int = 0, fresh: float = float("inf"), weighted: bool = False
-    ) -> int:
-        """Entries per head that fit into ``size`` bytes of one row, everything counted that they bring along.
-
-        Args:
-            shared: bytes that entries encoded already share: eviction may leave all of them, one entry to a page.
-            fresh: entries per head that are not encoded yet, or still to come until the next compression.
-            weighted: whether entries carry count weights though the policy gives them none.
-        """
-        codec, free = policy.codec, policy.trigger.room("decode", 0, True)
-        extra = 4 + 4 * policy.scorer.features + 4 * (policy.losers.weighs or weighted)
-        plain = coded = paged = fixed = 0.0
-        for spec in [spec for spec in self.layers if spec.site]:
-            plain += spec.kv_heads * (2 * spec.head_dim * self.itemsize + extra)
-            coded += spec.kv_heads * (codec.entry_bytes(spec.head_dim, self.itemsize) + extra) if codec else 0.0
-            paged += spec.kv_heads * codec.page_bytes(spec.head_dim, self.itemsize) if codec else 0.0
-            fixed += spec.kv_heads * policy.positioner.turned * spec.head_dim * self.itemsize
-            fixed += policy.decode_probes * (spec.heads * spec.head_dim * self.itemsize + 8) if free is not None else 0
-        left, spare = size - fixed, min(free or 0, ROOM)  # slots reserved beyond what is held
-        if codec is None:
-            count = int(left // plain)
-            return count if count >= policy.floor + (free or 0) else count - spare
-        whole, page = codec.residual + codec.page, codec.page  # entries that may have to stay in full precision
-
-        def cost(count: int) -> float:
-            older = max(count - whole, 0)
-            scales = min(shared, older * paged) + min(older, fresh) * paged / page
-            return (min(count, whole) + spare) * plain + older * coded + scales
-
-        return bisect_right(range(int(max(left, 0) // coded) + whole), left, key=cost) - 1
 
 
 def _attentions(model: nn.Module) -> dict[int, nn.Module]:

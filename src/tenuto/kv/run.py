@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,12 +16,14 @@ from tenuto.budget import MemoryBudget
 from tenuto.calibration import fingerprint
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.cache import KVCache
-from tenuto.kv.models import find_layout
+from tenuto.kv.models import Layout
 from tenuto.kv.offload.pool import Pool
 from tenuto.kv.offload.settings import Prefetch
 from tenuto.kv.offload.summary import summary
 from tenuto.kv.policy import KVMethod, KVPolicy
 from tenuto.kv.saved import load, save
+from tenuto.kv.section import opened, phase_in, sections
+from tenuto.kv.step import Phase
 from tenuto.kv.stores import Joiner, Prefixes
 from tenuto.tiers.tier import Tier
 
@@ -36,27 +39,37 @@ class AttachedRun:
     Attributes:
         policy: what was attached; blocks: its choices; budget: what a cache may hold.
         layout: what was found about the model.
-        last: the cache used last, None before the first call.
+        prefixes: where prompts are found and kept; None without a store.
         tier, prefetch: where old entries go, and how they are fetched, under a policy with an index; else None.
     """
 
     def __init__(
         self,
         model: Any,
+        layout: Layout,
         policy: KVPolicy | KVMethod,
         blocks: KVPolicy,
         budget: MemoryBudget,
+        *,
+        prefixes: Prefixes | None = None,
         tier: Tier | None = None,
         prefetch: Prefetch | None = None,
     ) -> None:
+        self.model, self.layout = model, layout
         self.policy, self.blocks, self.budget = policy, blocks, budget
-        self.tier, self.prefetch = tier, prefetch
-        self.model = model
-        self.layout = find_layout(model)
-        self.prefixes: Prefixes | None = None
-        self.last: KVCache | None = None
-        self.deferred: list[KVCache] | None = None
-        self.answering = False
+        self.prefixes, self.tier, self.prefetch = prefixes, tier, prefetch
+        self._latest: KVCache | None = None
+        self._here = threading.local()
+
+    @property
+    def last(self) -> KVCache | None:
+        """The cache this thread used last, or if it has used none, any other did; None before the first call."""
+        mine: KVCache | None = getattr(self._here, "last", None)
+        return mine or self._latest
+
+    @last.setter
+    def last(self, cache: KVCache | None) -> None:
+        self._here.last = self._latest = cache
 
     def cache(self) -> KVCache:
         """A new, empty cache, to be given as ``past_key_values``: for several turns or questions on one cache."""
@@ -171,24 +184,20 @@ class AttachedRun:
 
     @contextmanager
     def prefill(self) -> Iterator[None]:
-        """Calls made inside are chunks of one prompt: what they put into a cache is compressed at the end, at once."""
-        self.deferred = []
-        try:
+        """Calls made inside, by this thread, are chunks of one prompt: what they put into a cache is compressed at the
+        end, at once. Inside another ``prefill()`` or ``whole()``, that one's end is meant."""
+        with opened(self, Phase.DEFERRED) as section:
             yield
-            for cache in self.deferred:
-                cache.deferred = False
+        if phase_in(self) is None:
+            for cache in section.caches:
                 cache.compress()
-        finally:
-            self.deferred = None
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """What calls inside put into a cache is held whole: for questions and answers on a compressed context."""
-        self.deferred, self.answering = [], True
-        try:
+        """What calls inside, by this thread, put into a cache is held whole: for questions and answers on a compressed
+        context."""
+        with opened(self, Phase.ANSWERING):
             yield
-        finally:
-            self.deferred, self.answering = None, False
 
     def step(self, original: Callable[..., Any], named: dict[str, Any]) -> Any:
         """One call of the decoder's ``forward``."""
@@ -202,10 +211,11 @@ class AttachedRun:
             raise AttachError("An attention mask of four dimensions was given. Give a mask [batch, tokens], or none.")
         if positions is not None and positions.dim() != 2:
             raise AttachError("Positions of several kinds per token (as multimodal models have) are not supported.")
-        self.last, cache.deferred, cache.answering = cache, self.deferred is not None, self.answering
-        if self.deferred is not None and cache not in self.deferred:
-            self.deferred.append(cache)
-        cache.begin(given.shape[0], given.shape[1], mask, positions, given.device)
+        self.last = cache
+        for section in sections(self):
+            if cache not in section.caches:
+                section.caches.append(cache)
+        cache.begin(given.shape[0], given.shape[1], mask, positions, given.device, phase_in(self))
         if cache.keeps_tokens:
             cache.note(ids)
         token = current.set(cache)
@@ -239,7 +249,7 @@ class AttachedRun:
                 if part is not None and len(part):
                     ids[row, -len(part) :], mask[row, -len(part) :] = part, 1
             last = cache.sequences.positions[:, -1:].long()
-            with cache.borrowed():
+            with cache.borrowed(), opened(self, Phase.REPLAY):
                 self.layout.decoder(
                     input_ids=ids,
                     attention_mask=torch.cat([(tokens >= 0).long(), mask], 1),

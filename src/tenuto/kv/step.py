@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 
-__all__ = ["Sequences", "Step"]
+__all__ = ["Phase", "Sequences", "Step"]
+
+
+class Phase(Enum):
+    """What is going on in a cache: a forward call of some kind, or a change of what it holds."""
+
+    READY = "between two calls"
+    PREFILL = "a prompt, or a turn of several tokens: compressed when the call ends"
+    DEFERRED = "a chunk of a prompt: compressed with the others, after the last"
+    ANSWERING = "a question or an answer that is held whole"
+    DECODE = "tokens after a prompt: room is made for them before the call"
+    COMPRESSION = "what is held changes: entries are evicted, taken back or put in another order"
+    REPLAY = "the prompt once more, for a scorer to observe, in a compression: taken back afterwards"
+
+    @property
+    def waits(self) -> bool:
+        """Whether what comes in is not compressed when the call ends."""
+        return self in (Phase.DEFERRED, Phase.ANSWERING)
+
+    @property
+    def prefill(self) -> bool:
+        """Whether what comes in is a prompt, or held as one."""
+        return self is Phase.PREFILL or self.waits
 
 
 @dataclass(slots=True, eq=False)

@@ -121,7 +121,7 @@ def read(
     merging = _Merging(run, ids, method, marks(tokenizer, ids[0].cpu()), surprise, meaning)
     cache = run.cache() if cache is None else cache
     with ExitStack() as stack:
-        if run.deferred is None and run.budget.kind == "bytes":
+        if run.budget.kind == "bytes":
             stack.enter_context(run.prefill())  # a budget in bytes is known when the weights are
         for number, block in enumerate(list(merging.decoder.layers)[merging.at :]):
             hook = merging.first if number == 0 else merging.later

@@ -1,5 +1,5 @@
-"""Runs in, one self-contained HTML file out. It reads records and never sees a model."""
+"""Records in, one self-contained HTML file out. It reads records and never sees a model."""
 
-from tenuto.report.page import write_report
+from tenuto.report.page import Report, write_report
 
-__all__ = ["write_report"]
+__all__ = ["Report", "write_report"]

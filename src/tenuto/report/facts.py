@@ -7,18 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tenuto.eval.attentionrun import AttentionRun
-from tenuto.eval.kvrun import KVRun
-from tenuto.eval.moerun import MoeRun
-from tenuto.eval.promptrun import PromptRun
-from tenuto.eval.run import Run
-from tenuto.eval.storerun import StoreRun
+from tenuto.records.diffusion import Run
+from tenuto.records.header import Header
 from tenuto.report import units
-from tenuto.report.table import BASELINE, IDENTICAL, Row
+from tenuto.report.diffusion.table import BASELINE, IDENTICAL, Row
 
 __all__ = ["Difference", "Fact", "Headline", "common_facts", "differences", "headlines", "shared_head"]
-
-Record = Run | KVRun | MoeRun | PromptRun | AttentionRun | StoreRun
 
 CLOSE = 30.0
 """PSNR in dB from which differences are hard to see."""
@@ -55,14 +49,14 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _properties(run: Record) -> dict[tuple[str, str], str]:
+def _properties(run: Header) -> dict[tuple[str, str], str]:
     """``{(group, name): value}`` of one Run."""
-    measured = {"model": run.model, "weights": run.fingerprint, "task": run.task, "device": run.device}
+    measured = {"model": run.model, "weights": run.fingerprint, "family": run.family, "device": run.device}
     groups: dict[str, dict[str, Any]] = {"Measured": measured, "Settings": run.settings, "Versions": run.versions}
     return {(g, name): _text(value) or units.DASH for g, pairs in groups.items() for name, value in pairs.items()}
 
 
-def _gathered(runs: Sequence[tuple[str, Record]]) -> dict[tuple[str, str], dict[str, list[str]]]:
+def _gathered(runs: Sequence[tuple[str, Header]]) -> dict[tuple[str, str], dict[str, list[str]]]:
     """``{(group, name): {value: [Runs]}}`` over all names any Run has."""
     properties = [(name, _properties(run)) for name, run in runs]
     gathered: dict[tuple[str, str], dict[str, list[str]]] = {key: {} for _, mine in properties for key in mine}
@@ -72,19 +66,19 @@ def _gathered(runs: Sequence[tuple[str, Record]]) -> dict[tuple[str, str], dict[
     return gathered
 
 
-def common_facts(runs: Sequence[tuple[str, Record]]) -> list[Fact]:
-    """What every Run, given with its name on the page, shares: model, weights, task, device, settings, versions."""
+def common_facts(runs: Sequence[tuple[str, Header]]) -> list[Fact]:
+    """What every Run, given with its name on the page, shares: model, weights, family, device, settings, versions."""
     shared = {key: next(iter(values)) for key, values in _gathered(runs).items() if len(values) == 1}
     return [Fact(group=group, name=name, value=value) for (group, name), value in shared.items()]
 
 
-def differences(runs: Sequence[tuple[str, Record]]) -> list[Difference]:
+def differences(runs: Sequence[tuple[str, Header]]) -> list[Difference]:
     """What the Runs do not share: such rows are comparable only with that in mind."""
     found = {name: values for (_, name), values in _gathered(runs).items() if len(values) > 1}
     return [Difference(name=name, values=list(values.items())) for name, values in found.items()]
 
 
-def shared_head(runs: Sequence[tuple[str, Record]]) -> dict[str, Any]:
+def shared_head(runs: Sequence[tuple[str, Header]]) -> dict[str, Any]:
     """What every part's template begins with, of Runs with their names on the page: facts, differences, commands."""
     return {
         "facts": common_facts(runs),

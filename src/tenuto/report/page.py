@@ -5,36 +5,50 @@ from __future__ import annotations
 import os
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from tenuto.errors import InputError
-from tenuto.eval.attentionrun import read_attention_runs
-from tenuto.eval.kvrun import read_kv_runs
-from tenuto.eval.moerun import read_moe_runs
-from tenuto.eval.promptrun import read_prompt_runs
-from tenuto.eval.run import read_runs, run_files
-from tenuto.eval.storerun import read_store_runs
-from tenuto.report.attention_page import attention_part
-from tenuto.report.images_page import images_part
-from tenuto.report.kv_page import kv_part
-from tenuto.report.moe_page import moe_part
-from tenuto.report.prompt_page import prompt_part
-from tenuto.report.store_page import store_part
+from tenuto.records.folder import Records, read_folder
+from tenuto.report.attention.check import check_attention
+from tenuto.report.attention.page import attention_part
+from tenuto.report.diffusion.check import check_diffusion
+from tenuto.report.diffusion.page import diffusion_part
+from tenuto.report.kv.check import check_kv
+from tenuto.report.kv.page import kv_part
+from tenuto.report.prompt.check import check_prompt
+from tenuto.report.prompt.page import prompt_part
+from tenuto.report.reuse.check import check_reuse
+from tenuto.report.reuse.page import reuse_part
+from tenuto.report.shards.check import check_shards
+from tenuto.report.shards.page import shards_part
 
-__all__ = ["FILE_NAME", "write_report"]
+__all__ = ["FILE_NAME", "Report", "write_report"]
 
 FILE_NAME = "tenuto-report.html"
-FAMILIES: tuple[tuple[Any, Any], ...] = (
-    (read_kv_runs, kv_part),
-    (read_prompt_runs, prompt_part),
-    (read_moe_runs, moe_part),
-    (read_attention_runs, attention_part),
-    (read_store_runs, store_part),
-)
-"""What reads the records of each family but diffusion from a folder, and what makes its part of the page of them."""
+FAMILIES: dict[str, tuple[Any, Any]] = {
+    "diffusion": (check_diffusion, diffusion_part),
+    "kv": (check_kv, kv_part),
+    "attention": (check_attention, attention_part),
+    "prompt": (check_prompt, prompt_part),
+    "reuse": (check_reuse, reuse_part),
+    "shards": (check_shards, shards_part),
+}
+"""What checks a record of each family, and what makes its part of the page of all of them; in the page's order."""
+
+
+class Report(NamedTuple):
+    """A report that was written.
+
+    Attributes:
+        path: of the page.
+        refused: a line for everything in the folder that could not be shown; the page has them too.
+    """
+
+    path: Path
+    refused: tuple[str, ...]
 
 
 def _breakable(text: str) -> Markup:
@@ -46,28 +60,51 @@ def _text(name: str) -> str:
     return files("tenuto.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _parts(folder: Path) -> list[dict[str, Any]]:
-    parts = [images_part(read_runs(folder), folder)] if run_files(folder) else []
-    parts += [part(runs) for read, part in FAMILIES if (runs := read(folder))]
-    if not parts:
-        raise InputError(
-            f"{folder} holds no Run records (*.json). Run `tenuto bench` diffusion, kv, prompt, moe, attention or "
-            f"store with --out {folder} first."
-        )
-    return parts
+def _checked(records: Records) -> None:
+    """Leave out records whose values cannot be drawn, with a line for each."""
+    for family, (check, _) in FAMILIES.items():
+        good = []
+        for run in records.by_family.pop(family, []):
+            try:
+                check(run)
+            except InputError as error:
+                records.refused.append(str(error))
+            else:
+                good.append(run)
+        if good:
+            records.by_family[family] = good
 
 
-def _render(folder: Path) -> str:
+def _parts(folder: Path, records: Records) -> list[dict[str, Any]]:
+    """The part of every family that has records; one whose records do not fit together is a line."""
+    parts = []
+    for family, (_, part) in FAMILIES.items():
+        if family not in records.by_family:
+            continue
+        try:
+            parts.append(part(records.by_family[family], folder))
+        except InputError as error:
+            records.refused.append(str(error))
+    if parts:
+        return parts
+    if records.refused:
+        more = f" (and {len(records.refused) - 1} more like it)" if len(records.refused) > 1 else ""
+        raise InputError(f"{records.refused[0]}{more}")
+    raise InputError(
+        f"{folder} holds no records (*.json). Run `tenuto bench` {', '.join(FAMILIES)} with --out {folder} first."
+    )
+
+
+def _render(parts: list[dict[str, Any]], refused: list[str]) -> str:
     environment = Environment(
         loader=FunctionLoader(_text), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["breakable"] = _breakable
-    parts = _parts(folder)
     level = 1 + len(parts)  # of the headings: below the page's, or below the part's
     for part in parts:
-        html = environment.get_template(f"{part['id']}.html").render(part={**part, "level": level})
+        html = environment.get_template(f"{part['id']}/page.html").render(part={**part, "level": level})
         part["html"] = Markup(html)
-    return environment.get_template("template.html").render(parts=parts)
+    return environment.get_template("template.html").render(parts=parts, refused=refused)
 
 
 def _replace(target: Path, text: str) -> None:
@@ -81,24 +118,22 @@ def _replace(target: Path, text: str) -> None:
         raise
 
 
-def write_report(folder: Path, out: Path | None = None) -> Path:
+def write_report(folder: Path, out: Path | None = None) -> Report:
     """Write one self-contained HTML page about the records in a folder.
 
     Args:
-        folder: holds the records (``*.json``) and the pictures they name. Each family whose records are there, told
-            by the beginning of their names (``kv-``, ``prompt-``, ``moe-``, ``attention-``, ``store-``, none for
-            images), is a part of the page.
+        folder: holds the records (``*.json``) and the pictures they name. Each family that has records there is a part
+            of the page. What cannot be read or drawn is left out, with a line that says why.
         out: the file to write; ``folder/tenuto-report.html`` if None. An existing file is replaced.
 
-    Returns:
-        The path written.
-
     Raises:
-        InputError: the folder holds no Runs, a record or a picture is damaged, or the file cannot be written. Nothing
-            is left half-written.
+        InputError: the folder holds no record that can be drawn, or the file cannot be written. Nothing is left
+            half-written.
     """
     target = folder / FILE_NAME if out is None else out
-    text = _render(folder)
+    records = read_folder(folder)
+    _checked(records)
+    text = _render(_parts(folder, records), records.refused)
     if target.is_dir():
         raise InputError(f"{target} is a folder. Give the file to write, for example {target / FILE_NAME}.")
     try:
@@ -108,4 +143,4 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
         raise InputError(
             f"{target} cannot be written ({reason}). Give a file in an existing folder you may write to."
         ) from error
-    return target
+    return Report(target, tuple(records.refused))

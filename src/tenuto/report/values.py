@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tenuto.errors import InputError
-from tenuto.eval.run import Timing
+from tenuto.records.timing import Timing
 
 __all__ = [
     "Rule",

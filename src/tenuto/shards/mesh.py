@@ -21,6 +21,9 @@ from tenuto.shards.exchange import Exchange
 
 __all__ = ["DataParallel", "Replicated", "open_mesh"]
 
+PATIENCE = 60.0
+"""Seconds to wait for a rank: one that is slow beside other work is not gone."""
+
 
 def open_mesh(ranks: int, device: str = "cpu") -> DeviceMesh:
     """A mesh over all processes that ``torchrun`` started.
@@ -30,7 +33,7 @@ def open_mesh(ranks: int, device: str = "cpu") -> DeviceMesh:
     """
     try:
         if not dist.is_initialized():
-            dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=timedelta(seconds=60))
+            dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=timedelta(seconds=PATIENCE))
     except ValueError as error:
         raise AttachError(
             f"There is no process group ({error}). Start with: torchrun --nproc-per-node {ranks}."
@@ -46,7 +49,7 @@ def open_mesh(ranks: int, device: str = "cpu") -> DeviceMesh:
 class _Meshed(Exchange):
     """What both have in common. A rank that is gone is noticed after ``timeout`` seconds at most."""
 
-    def __init__(self, mesh: DeviceMesh, timeout: float = 20.0) -> None:
+    def __init__(self, mesh: DeviceMesh, timeout: float = PATIENCE) -> None:
         super().__init__()
         if mesh.ndim != 1:
             raise AttachError(f"The mesh has {mesh.ndim} dimensions. Give one dimension of it: mesh['kv'].")

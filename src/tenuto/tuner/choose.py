@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from tenuto import catalog
+from tenuto.bench.diffusion.tuning import Outcome
 from tenuto.calibration import Profile
 from tenuto.diffusion.policy import FeaturePolicy
-from tenuto.eval.run import Run
-from tenuto.eval.tasks.tuning import Outcome
+from tenuto.records.diffusion import Run
 from tenuto.tuner.search import Tried, propose
 from tenuto.tuner.space import Space
 from tenuto.tuner.target import Target, predicted_speedup

@@ -15,9 +15,9 @@ from statistics import fmean, stdev
 
 from scipy.stats import t as student
 
+from tenuto.bench.diffusion.tuning import Outcome
 from tenuto.errors import InputError, closest
-from tenuto.eval.run import Run
-from tenuto.eval.tasks.tuning import Outcome
+from tenuto.records.diffusion import Run
 
 __all__ = ["METRICS", "Target", "lower_bound", "predicted_speedup"]
 

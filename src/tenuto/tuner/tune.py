@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from tenuto import catalog
+from tenuto.bench.diffusion import bench as diffusion_bench
+from tenuto.bench.diffusion.fitting import Fitted, profiles_for
+from tenuto.bench.diffusion.job import Job
+from tenuto.bench.diffusion.tuning import Trials
 from tenuto.calibration import Profile
 from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.errors import InputError, PolicyError
-from tenuto.eval.fitting import Fitted, profiles_for
-from tenuto.eval.folders import check_folder
-from tenuto.eval.job import Job
-from tenuto.eval.pipelines import ImageModel, load_model
-from tenuto.eval.run import Run
-from tenuto.eval.tasks import images
-from tenuto.eval.tasks.tuning import Trials
+from tenuto.measure.folders import check_folder
+from tenuto.records.diffusion import Run
 from tenuto.tuner.choose import Search, Setting
 from tenuto.tuner.space import Space, space_of
 from tenuto.tuner.target import Target
+from tenuto.zoo.pipelines import ImageModel, load_model
 
 __all__ = ["Tuned", "tune"]
 
@@ -171,7 +171,7 @@ class _Work:
     def judge(self, settings: Sequence[Setting], fewer: Sequence[int] | None = None) -> list[Run]:
         """Measure settings on held-out seeds, as ``tenuto bench`` does."""
         profiles = {id(it.profile): it.profile for it in settings if it.profile}
-        return images.bench(
+        return diffusion_bench.bench(
             self.model.name,
             [it.policy for it in settings],
             self.out / HELD_OUT,

@@ -22,8 +22,8 @@ from tenuto.diffusion.policies.adacorrection import (
 from tenuto.diffusion.policies.every_n import EveryN, StoredResidual
 from tenuto.diffusion.saliency import MotionTokens
 from tenuto.errors import PolicyError
-from tenuto.eval.run import Timing
-from tenuto.eval.speed import claim
+from tenuto.measure.speed import claim
+from tenuto.records.timing import Timing
 from tenuto.testing import TinyDiT, check_feature_policy, denoise
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tenuto.errors import PolicyError
-from tenuto.eval.tasks.redundant import KINDS, compose
 from tenuto.prompt.policies.semtoken import SemToken, before, information, lost
 from tenuto.prompt.policy import Look
+from tenuto.texts.redundant import KINDS, compose
 
 TABLE = torch.randn(256, 24, generator=torch.Generator().manual_seed(0))
 

@@ -1,0 +1,1 @@
+"""Measure: one record per method, model and setting; a folder per family."""

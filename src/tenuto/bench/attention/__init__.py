@@ -1,0 +1,1 @@
+"""Trained models that differ in attention and seed only."""

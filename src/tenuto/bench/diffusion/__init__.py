@@ -1,0 +1,1 @@
+"""Pictures under every policy: speed, memory, quality."""

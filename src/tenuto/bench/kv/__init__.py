@@ -1,0 +1,1 @@
+"""Contexts under every policy and budget: bytes, time, and what is still known."""

@@ -1,0 +1,1 @@
+"""Prompts read into fewer entries than tokens."""

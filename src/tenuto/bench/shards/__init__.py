@@ -1,0 +1,1 @@
+"""Sharded caches against the model's own."""

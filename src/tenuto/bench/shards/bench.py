@@ -1,0 +1,304 @@
+"""Sharded KV caches on several processes of this machine, against the model's own cache: placements and selectors.
+
+Every rank is a process of its own (``python -m tenuto.bench.shards.bench``), joined over gloo. All read the same texts,
+and are given the tokens after them one by one: once with transformers' cache, once for every placement and selector.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tenuto.errors import InputError, StoreError, closest
+from tenuto.measure.folders import check_folder
+from tenuto.records.shards import BASELINE, ShardsRun, write_shards_run
+from tenuto.tiers.codec import PageCodec
+
+__all__ = ["FITTED", "PLACEMENTS", "SELECTORS", "ShardingJob", "as_mixture", "measure"]
+
+PLACEMENTS = ("blocks", "expert", "key_cluster", "round_robin")
+SELECTORS = ("all", "affinity", "bound", "both", "centroid", "router")
+LIMIT = 3600.0
+FITTED, FITTED_SEED = 256, 99
+"""Tokens of the text that routers are fitted on, and its number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardingJob:
+    """What is measured.
+
+    Attributes:
+        model: a name or folder of a language model; ranks: processes.
+        placements, selectors, codecs: names of ``PLACEMENTS`` and ``SELECTORS``, and codecs of old pages; everything
+            is measured with everything.
+        keep, window: of selectors; profile: file of ``affinity``'s profile, which needs one.
+        page: tokens per page.
+        resident, utility, lossy: of the schedule; resident 1: there is none.
+        context, tokens: of the texts, and after them; rows: texts.
+        experts: a dense model becomes a mixture of so many; 0: it stays as it is. top_k: of each token; 0: all.
+    """
+
+    model: str
+    ranks: int = 2
+    placements: tuple[str, ...] = ("round_robin",)
+    selectors: tuple[str, ...] = ("all",)
+    codecs: tuple[str, ...] = ("raw",)
+    keep: float = 0.125
+    window: int = 32
+    profile: str | None = None
+    page: int = 16
+    resident: float = 1.0
+    utility: str = "lru"
+    lossy: bool = False
+    context: int = 256
+    tokens: int = 32
+    rows: int = 2
+    experts: int = 0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        for kind, given, known in (
+            ("placement", self.placements, PLACEMENTS),
+            ("selector", self.selectors, SELECTORS),
+        ):
+            for name in given:
+                if name not in known:
+                    raise InputError(f"There is no {kind} {name!r}.{closest(name, known)}")
+        for name in self.codecs:
+            PageCodec.parse(name)
+        if "affinity" in self.selectors and self.profile is None:
+            raise InputError("The selector affinity needs a profile. Make one with: tenuto calibrate moe --out FILE.")
+
+    @property
+    def schedule(self) -> str:
+        """The schedule in words."""
+        how = f"{self.utility}, {self.resident:g} of full pages stay"
+        return "none" if self.resident == 1 else how + (", others deleted" if self.lossy else "")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the record says of it."""
+        numbers = {"ranks": self.ranks, "page": self.page}
+        sparse = {"keep": self.keep, "window": self.window} if set(self.selectors) != {"all"} else {}
+        mixture = {"experts": self.experts, "top_k": self.top_k or self.experts} if self.experts else {}
+        texts = {"context": self.context, "tokens": self.tokens, "rows": self.rows}
+        return {**numbers, **sparse, **texts, **mixture}
+
+
+def measure(job: ShardingJob, out: Path | None = None, *, command: str = "") -> list[ShardsRun]:
+    """The model's own cache, then every placement, selector and codec; one rank is this process.
+
+    Args:
+        job: what is measured; out: folder for one record each; command: how it was asked for.
+
+    Raises:
+        StoreError: a rank failed; the others are stopped.
+        InputError: ``out`` cannot be written.
+    """
+    if out:
+        check_folder(out)
+    found = rank_main(job) if job.ranks == 1 else _ranks(job)
+    runs = [replace(run, command=command) for run in found]
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        for run in runs:
+            write_shards_run(run, out)
+    return runs
+
+
+def _ranks(job: ShardingJob) -> list[ShardsRun]:
+    """What processes of this machine found."""
+    import torch
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    threads = max(torch.get_num_threads() // job.ranks, 1)
+    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(job.ranks)}
+    given["OMP_NUM_THREADS"] = str(threads)  # the ranks share what this process may use
+    with TemporaryDirectory(prefix="tenuto-ranks-") as place:
+        folder = Path(place)
+        start = [sys.executable, "-m", "tenuto.bench.shards.bench", json.dumps(asdict(job)), place]
+        ranks = []
+        for rank in range(job.ranks):
+            with (folder / f"{rank}.log").open("wb") as log:
+                ranks.append(subprocess.Popen(start, env={**os.environ, **given, "RANK": str(rank)}, stderr=log))
+        try:
+            _wait(ranks, folder)
+        finally:
+            for process in ranks:
+                process.kill()
+                process.wait()
+        told = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(job.ranks)]
+    return [_joined([ShardsRun(**one) for one in same]) for same in zip(*told, strict=True)]
+
+
+def _joined(ranks: Sequence[ShardsRun]) -> ShardsRun:
+    """One record of what all ranks say of one pair; each has only its own bytes."""
+    first = ranks[0]
+    if first.placement == BASELINE:
+        return first
+    lists: dict[str, Any] = {
+        name: [size for run in ranks for size in getattr(run, name)]
+        for name in ("bytes_held", "bytes_below", "bytes_sent")
+    }
+    worst: dict[str, Any] = {name: max(getattr(run, name) for run in ranks) for name in ("logit_gap", "stall_s")}
+    fetched = sum(run.pages_fetched for run in ranks)
+    return replace(first, **lists, **worst, pages_fetched=fetched, same=min(run.same for run in ranks))
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
+    start = time.monotonic()
+    while any(process.poll() is None for process in ranks) and time.monotonic() - start < LIMIT:
+        if any(process.poll() for process in ranks):
+            break
+        time.sleep(0.1)
+    for rank, process in enumerate(ranks):
+        if process.poll() != 0:
+            lines = (folder / f"{rank}.log").read_text(errors="replace").strip().splitlines()
+            raise StoreError(f"Rank {rank} stopped: {lines[-1][:300] if lines else 'it did not finish in time'}")
+
+
+def as_mixture(language: Any, experts: int, top_k: int) -> None:
+    """Make a dense model a mixture of experts, of which each token takes ``top_k`` (0: all), in place; the same one
+    wherever it is done."""
+    from tenuto.bench.likelihood import text_of
+    from tenuto.zoo.mixture import partition
+
+    partition(language.model, text_of(language, FITTED_SEED, FITTED), experts, top_k or experts)
+
+
+def rank_main(job: ShardingJob) -> list[ShardsRun]:
+    """What one rank does, under torchrun's variables if there are others."""
+    import torch
+    from transformers import DynamicCache
+
+    from tenuto.bench.likelihood import text_of
+    from tenuto.calibration import fingerprint
+    from tenuto.kv.models import find_layout
+    from tenuto.measure.devices import device_words, versions
+    from tenuto.shards import Schedule, open_mesh, shard
+    from tenuto.zoo.language import load_language
+
+    mesh = open_mesh(job.ranks) if job.ranks > 1 else None
+    language = load_language(job.model)
+    model = language.model
+    if job.experts:
+        as_mixture(language, job.experts, job.top_k)
+    ids = torch.cat([text_of(language, seed, job.context + job.tokens + 1) for seed in range(job.rows)])
+    plain, own_speed = _forced(model, DynamicCache(config=model.config), ids, job)
+    layout = find_layout(model)
+    own = _perplexity(plain, ids, job)
+    shared: dict[str, Any] = {
+        "model": job.model,
+        "fingerprint": fingerprint(layout.decoder),
+        "settings": job.settings,
+        "versions": versions("transformers"),
+        "device": device_words(language.device, model.dtype),
+        "own": own,
+        "own_tokens_per_s": own_speed,
+        "logit_largest": float(plain.abs().max()),
+        "steps": job.tokens,
+    }
+    full = job.rows * (job.context + job.tokens) * layout.token_bytes
+    first = ShardsRun(
+        placement=BASELINE,
+        selector="all",
+        perplexity=own,
+        tokens_per_s=own_speed,
+        bytes_held=[full],
+        bytes_full=full,
+        **shared,
+    )
+    found = [first]
+    demoted = Schedule(resident=job.resident, utility=job.utility, lossy=job.lossy) if job.resident < 1 else None
+    selectors = _selectors(job)
+    for name in job.placements:
+        for (chosen, selector), codec in product(selectors.items(), job.codecs):
+            placed = _placement(name, job.page)
+            with shard(model, placed, mesh=mesh, selector=selector, schedule=demoted, codec=codec) as run:
+                logits, speed = _forced(model, run.cache(), ids, job)
+                facts = run.summary()
+            told: dict[str, Any] = {"perplexity": _perplexity(logits, ids, job), "tokens_per_s": speed, **_facts(facts)}
+            told |= {"codec": codec, "schedule": job.schedule}
+            found.append(ShardsRun(placement=name, selector=chosen, **told, **_apart(plain, logits), **shared))
+    return found
+
+
+def _placement(name: str, page: int) -> Any:
+    from tenuto.shards import Blocks, Expert, KeyCluster, RoundRobin
+
+    return dict(zip(PLACEMENTS, (Blocks, Expert, KeyCluster, RoundRobin), strict=True))[name](page=page)
+
+
+def _selectors(job: ShardingJob) -> dict[str, Any]:
+    from tenuto.calibration import Profile
+    from tenuto.shards import Affinity, Router, Summary
+
+    few: dict[str, Any] = {"keep": job.keep, "window": job.window}
+    made: dict[str, Any] = {}
+    for name in job.selectors:
+        if name == "all":
+            made[name] = None
+        elif name == "affinity" and job.profile is not None:
+            made[name] = Affinity(profile=Profile.load(Path(job.profile)), **few)
+        elif name == "router":
+            made[name] = Router(**few)
+        else:
+            by: Any = name
+            made[name] = Summary(by=by, **few)
+    return made
+
+
+def _forced(model: Any, cache: Any, ids: Any, job: ShardingJob) -> tuple[Any, float]:
+    """Logits ``[rows, tokens, vocabulary]`` of decoding steps that are given the text, and tokens per second."""
+    import torch
+
+    with torch.no_grad():
+        model(ids[:, : job.context], past_key_values=cache, logits_to_keep=1)
+        start, said = time.perf_counter(), []
+        for at in range(job.context, job.context + job.tokens):
+            said.append(model(ids[:, at : at + 1], past_key_values=cache).logits[:, -1].float())
+    return torch.stack(said, 1), job.rows * job.tokens / (time.perf_counter() - start)
+
+
+def _perplexity(logits: Any, ids: Any, job: ShardingJob) -> float:
+    following = ids[:, job.context + 1 :, None]
+    return math.exp(-float(logits.log_softmax(-1).gather(-1, following).mean()))
+
+
+def _apart(plain: Any, found: Any) -> dict[str, Any]:
+    """How far logits are from the model's own."""
+    p, q = plain.log_softmax(-1), found.log_softmax(-1)
+    return {
+        "kl": max(float((p.exp() * (p - q)).sum(-1).mean()), 0.0),
+        "logit_gap": float((plain - found).abs().max()),
+        "same": float((plain.argmax(-1) == found.argmax(-1)).float().mean()),
+    }
+
+
+def _facts(facts: dict[str, Any]) -> dict[str, Any]:
+    """What a run's summary says, by the names of the record."""
+    same = ("bytes_full", "collectives", "tokens_read", "tokens_held", "pages_read", "pages_held", "tokens_deleted")
+    told = {name: facts[name] for name in same}
+    mine = {"bytes_held": [facts["bytes_held"]], "bytes_sent": [facts["bytes_sent"]], "balance": facts["balance"]}
+    below = {"bytes_below": [facts.get("bytes_below", 0)], "pages_fetched": facts.get("pages_fetched", 0)}
+    return {**told, **mine, **below, "stall_s": facts.get("stall_s", 0.0), "dropped": facts["dropped_mass"]}
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    lists = {name: tuple(given[name]) for name in ("placements", "selectors", "codecs")}
+    result = [asdict(run) for run in rank_main(ShardingJob(**{**given, **lists}))]
+    (Path(sys.argv[2]) / f"{os.environ['RANK']}.json").write_text(json.dumps(result))

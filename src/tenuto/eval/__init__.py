@@ -1,1 +1,0 @@
-"""Measure: one Run per policy, model and setting."""

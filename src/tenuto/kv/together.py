@@ -1,0 +1,36 @@
+"""One compression of all layers: by themselves, or together where an allocator must see the scores of all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tenuto.kv.compress import plan
+from tenuto.kv.layer import KVLayer
+from tenuto.kv.policy import KVPolicy
+
+__all__ = ["compress_all", "joint"]
+
+
+def joint(policy: KVPolicy) -> bool:
+    """Whether layers must wait for each other."""
+    return policy.allocator.joint or policy.scorer.observes == "replay"
+
+
+@torch.no_grad()
+def compress_all(policy: KVPolicy, layers: Sequence[KVLayer], totals: Sequence[int | None]) -> None:
+    """Compress rows to ``totals`` entries each, all heads of all layers together; None leaves a row as it is."""
+    each = [0 if total is None else total // len(layers) for total in totals]
+    rows = [row for row, total in enumerate(totals) if total is not None]
+    if policy.index is not None:
+        for layer in layers:
+            layer.page_out(each)
+    elif joint(policy):
+        views = {row: [layer.look(row) for layer in layers] for row in rows}
+        plans = {row: plan(policy, views[row], totals[row] or 0) for row in rows}
+        for number, layer in enumerate(layers):
+            layer.keep({row: (views[row][number], plans[row][number]) for row in rows})
+    else:
+        for layer in layers:
+            layer.compress([[layer.look(row)] if row in rows else None for row in range(len(totals))], each)

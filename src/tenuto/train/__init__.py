@@ -1,0 +1,1 @@
+"""Small trainings, seeded and resumable."""

@@ -1,0 +1,1 @@
+"""Models by name: bundled, pulled, or a user's folder."""
