@@ -13,10 +13,10 @@ from tenuto.diffusion.branch import tensor_bytes
 from tenuto.diffusion.cache import FeatureCache, cut
 from tenuto.diffusion.call import Call
 from tenuto.diffusion.gate import Verdict
-from tenuto.errors import AttachError
 from tenuto.diffusion.policies.every_n import Interval, StoredResidual, WholeStack
 from tenuto.diffusion.policies.first_block import AllButFirst, ProbeChange
 from tenuto.diffusion.policy import Composition, Scope, Span, Step, StepGate
+from tenuto.errors import AttachError
 from tenuto.telemetry import Telemetry
 
 RESIDUAL = 2 * 3 * 4 * 4  # bytes of one stream [2, 3, 4] in single precision

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def cut(lists: Iterable[int], after: Iterable[int]) -> tuple[int, ...]:
         total += length
         ends.add(total - 1)
     starts = [-1, *sorted(end for end in ends if 0 <= end < total)]
-    return tuple(end - start for start, end in zip(starts, starts[1:], strict=False))
+    return tuple(end - start for start, end in pairwise(starts))
 
 
 class FeatureCache:
@@ -134,7 +135,7 @@ class FeatureCache:
         key = (session, branch)
         with self.lock:
             held = self._branches.get(key)
-            if held is None or not again and (fresh or held.signature != signature):
+            if held is None or (not again and (fresh or held.signature != signature)):
                 latest = max((b.generation for (name, _), b in self._branches.items() if name == session), default=-1)
                 if held:
                     self._forget(key)
@@ -146,7 +147,7 @@ class FeatureCache:
             return Call(self, held, self.totals.get(session), branch, self.spans, closed=again)
 
     def end(self, call: Call) -> None:
-        """A denoiser call is over: its events go into the books. A branch whose generation is over lets its state go."""
+        """A denoiser call is over: its events go into the books. After its last step a generation lets its state go."""
         branch = call.branch
         with self.lock:
             if call.wandered:  # other blocks ran than in the calls before: what was remembered is of another path

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from tenuto.diffusion.branch import Branch
+from tenuto.diffusion.gate import Verdict
 from tenuto.diffusion.policy import Span, Step, Streams
 from tenuto.diffusion.trajectory import change_of
 from tenuto.errors import AttachError
-from tenuto.diffusion.gate import Verdict
 from tenuto.telemetry import Decision, Event
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ class Call:
         closed: compute everything.
         path: numbers of the blocks that have run or were skipped, in order.
         used: blocks whose stand-ins were used by something else than the next block (see ``passed``).
-        flops: operations of the policy itself; whole: those of the denoiser without caching; recording: whether gradients are; over: whether the call has returned.
+        flops: operations of the policy itself; whole: those of the denoiser without caching.
+        recording: whether gradients are; over: whether the call has returned.
     """
 
     def __init__(
@@ -92,6 +93,11 @@ class Call:
         return tuple(self.path) != self._expected
 
     @property
+    def strayed(self) -> bool:
+        """Whether something was skipped and the blocks so far are others than expected."""
+        return self.skipped and tuple(self.path) != self._expected[: len(self.path)]
+
+    @property
     def repeats(self) -> bool:
         """Whether the call must be made again: what it skipped was used, or it skipped on another path."""
         return bool(self.used) or (self.skipped and self.wandered)
@@ -100,8 +106,8 @@ class Call:
         """A block's turn has come: True if it opens its span."""
         if self.path and block <= self.path[-1]:
             raise AttachError(
-                f"Block {block} ran after block {self.path[-1]} (numbers over all block lists): the model runs its blocks "
-                "in another order than they stand in, or one of them twice. It cannot be cached."
+                f"Block {block} ran after block {self.path[-1]} (numbers over all block lists): the model runs its "
+                "blocks in another order than they stand in, or one of them twice. It cannot be cached."
             )
         self.path.append(block)
         span = self._span_of[block]
@@ -157,7 +163,12 @@ class Call:
         now = self._open = _Open(step, self._judge(step))
         state = branch.estimators.setdefault(span.index, composition.estimator.init())
         known = not self.closed and block == next((b for b in branch.path or () if b >= span.first), None)
-        if known and now.verdict.reuse and branch.index >= self.cache.warmup and composition.estimator.ready(state, step):
+        if (
+            known
+            and now.verdict.reuse
+            and branch.index >= self.cache.warmup
+            and composition.estimator.ready(state, step)
+        ):
             self._estimate(now, state)
         return now.estimate is not None
 

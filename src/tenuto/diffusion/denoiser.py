@@ -23,13 +23,13 @@ from tenuto.diffusion.policy import Composition, Recorder, Streams, alone
 from tenuto.diffusion.run import AttachedRun
 from tenuto.diffusion.session import Said, over
 from tenuto.diffusion.tokens import Subset
-from tenuto.errors import AttachError
+from tenuto.errors import AttachError, TenutoError
 
 __all__ = ["Denoiser"]
 
 USED_LATER = (
-    "This is no output of the model but a stand-in for that of a skipped block, kept by a hook and used after the call. "
-    "Use it inside the call, or take hidden states from a model without a policy."
+    "This is no output of the model but a stand-in for that of a skipped block, kept by a hook and used after the "
+    "call. Use it inside the call, or take hidden states from a model without a policy."
 )
 
 
@@ -124,9 +124,10 @@ class Denoiser:
                 break
         self.cache.end(call)
         if not call.path:
+            name, blocks = type(self.layout.root).__name__, len(self.layout.blocks)
             raise AttachError(
-                f"A call of {type(self.layout.root).__name__} ran through none of its {len(self.layout.blocks)} blocks: "
-                "nothing can be cached. Something has replaced them, or their forward, since the policy was attached."
+                f"A call of {name} ran through none of its {blocks} blocks: nothing can be cached. Something has "
+                "replaced them, or their forward, since the policy was attached."
             )
         return result
 
@@ -142,8 +143,8 @@ class Denoiser:
                 call.whole, executed = self._here.count.totals()
                 with self.cache.lock:
                     self.run.telemetry.flops += executed
-        except Exception:
-            if not call.repeats:
+        except Exception as error:
+            if isinstance(error, TenutoError) or not (call.used or call.strayed):
                 raise
             return None  # what it skipped was used: no wonder. It is made again
         finally:
@@ -210,8 +211,9 @@ class Denoiser:
         return tuple(map(_plain, args)), {key: _plain(value) for key, value in kwargs.items()}
 
     def _no_gradients(self, call: Call, streams: Streams) -> None:
-        """An estimate has no gradient."""
-        if call.recording and (
+        """An estimate has no gradient. Checkpoints of the older kind hide inside that gradients are recorded."""
+        hidden = call.recording and getattr(self.layout.root, "gradient_checkpointing", False)
+        if (torch.is_grad_enabled() or hidden) and (
             any(s is not None and s.requires_grad for s in streams)
             or any(parameter.requires_grad for parameter in self.layout.root.parameters())
         ):

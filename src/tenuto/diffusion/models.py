@@ -158,10 +158,31 @@ def find_denoisers(target: Any) -> tuple[Layout, ...]:
             return present
         listed = [f"{key} ({type(value).__name__})" for key, value in modules.items()]
         searched = f"its components {', '.join(listed) or 'none'}"
+    parts = [target] if isinstance(target, nn.Module) else list(modules.values())
+    reason = next(
+        filter(None, map(_reason, parts)), "Give a diffusers pipeline with a transformer, or the transformer."
+    )
     raise AttachError(
         f"No transformer blocks in {type(target).__name__}: searched {searched} for a list of modules whose forward "
-        f"takes {STREAMS[0]}. Give a diffusers pipeline with a transformer, or the transformer itself."
+        f"takes {STREAMS[0]}. {reason}"
     )
+
+
+def _reason(module: nn.Module) -> str | None:
+    """Why a module that looks like a denoiser is none, and the way out."""
+    name = type(module).__name__
+    children = dict(module.named_children())
+    if {"down_blocks", "mid_block"} <= set(children) and (
+        "up_blocks" in children or "controlnet_down_blocks" in children
+    ):
+        return (
+            f"{name} is a U-Net: its blocks change the resolution and skip over each other, so no run of them has a "
+            "residual to cache. Tenuto caches diffusion transformers (DiT, PixArt, SD3, Flux, Wan and their kin)."
+        )
+    for path, part in module.named_modules():
+        if path and find_layout(part, path):
+            return f"{name} wraps {path} ({type(part).__name__}), which has such a list: attach to that module."
+    return None
 
 
 def unpack(block: Block, raw: Any, inputs: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:

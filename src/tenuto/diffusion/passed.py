@@ -16,8 +16,25 @@ import torch
 __all__ = ["Passed", "found_in", "plain", "stand_in"]
 
 READS = frozenset(
-    ("item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__repr__", "__format__")
-    + ("__contains__", "__array__", "equal", "allclose", "is_nonzero", "data_ptr", "untyped_storage", "storage")
+    {
+        "item",
+        "tolist",
+        "numpy",
+        "__bool__",
+        "__float__",
+        "__int__",
+        "__index__",
+        "__repr__",
+        "__format__",
+        "__contains__",
+        "__array__",
+        "equal",
+        "allclose",
+        "is_nonzero",
+        "data_ptr",
+        "untyped_storage",
+        "storage",
+    }
 )
 """Functions that give no tensor, and yet look at values."""
 
