@@ -115,7 +115,6 @@ def main() -> None:
             job,
             rivals=theirs,
             fewer=fewer,
-            resume=True,
             command=f"python {shlex.join(sys.argv)}",
         )
     except TenutoError as error:

@@ -1,4 +1,4 @@
-"""``tenuto store`` and ``tenuto bench store``: what they print, what they change, and their exit codes."""
+"""``tenuto store`` and ``tenuto bench reuse``: what they print, what they change, and their exit codes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_conversation_begins_in_the_store(tiny_language: Path, tmp_path: Path)
 
 
 def test_bench_store(tiny_language: Path, tmp_path: Path) -> None:
-    args = ("bench", "store", "--model", tiny_language, "--context", 200, "--repeats", 2, "--out", tmp_path / "out")
+    args = ("bench", "reuse", "--model", tiny_language, "--context", 200, "--repeats", 2, "--out", tmp_path / "out")
     result = tenuto(*args, "--store", f"disk:{tmp_path}/s", "--store", "host:?codec=int4", "--json")
     assert result.exit_code == 0, result.stderr
     exact, small = json.loads(result.stdout)
@@ -88,8 +88,8 @@ def test_bench_store(tiny_language: Path, tmp_path: Path) -> None:
 
 def test_records_hold_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     address = "redis://me:s3cret@host:6379/0?codec=int8"
-    monkeypatch.setattr("sys.argv", ["tenuto", "bench", "store", "--store", address, "--out", "a:b@c"])
-    assert command() == "tenuto bench store --store 'redis://me:...@host:6379/0?codec=int8' --out a:b@c"
+    monkeypatch.setattr("sys.argv", ["tenuto", "bench", "reuse", "--store", address, "--out", "a:b@c"])
+    assert command() == "tenuto bench reuse --store 'redis://me:...@host:6379/0?codec=int8' --out a:b@c"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import click
 
@@ -73,8 +75,10 @@ def tune_diffusion(
 class Fits(Group):
     """A first word that is no family is a diffusion policy's: ``tenuto calibrate fastcache``."""
 
+    former: ClassVar[Mapping[str, str]] = {"moe": "shards"}
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        plain = bool(args) and args[0] not in (*self.commands, "--help")
+        plain = bool(args) and args[0] not in (*self.commands, *self.former, "--help")
         return super().parse_args(ctx, ["diffusion", *args] if plain else args)
 
 
@@ -83,15 +87,15 @@ def calibrate() -> None:
     """Fit the profile that a policy needs for a model; `calibrate POLICY` is short for `calibrate diffusion POLICY`."""
 
 
-@calibrate.command("moe")
+@calibrate.command("shards")
 @language_option
 @experts_option
 @top_k_option
 @click.option("--tokens", default=512, show_default=True, type=click.IntRange(64), help="Of the text to fit on.")
 @device_option
 @click.option("--out", required=True, type=FILE, help="The profile, *.safetensors.")
-def calibrate_moe(model: str, experts: int, top_k: int, tokens: int, device: str, out: Path) -> None:
-    """Fit which experts' tokens attend to which, for `bench moe --selector affinity`.
+def calibrate_shards(model: str, experts: int, top_k: int, tokens: int, device: str, out: Path) -> None:
+    """Fit which experts' tokens attend to which, for `bench shards --selector affinity`.
 
     Give --experts and --top-k as there.
     """

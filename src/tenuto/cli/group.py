@@ -7,9 +7,9 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -41,7 +41,20 @@ class Failure(click.ClickException):
 
 
 class Group(click.Group):
-    """A group that says what went wrong in one line, with a suggestion for a mistyped command."""
+    """A group that says what went wrong in one line, with a suggestion for a mistyped command.
+
+    Attributes:
+        former: names that commands had one version ago, and what they are called now.
+    """
+
+    former: ClassVar[Mapping[str, str]] = {}
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        now = self.former.get(cmd_name)
+        if now is None:
+            return super().get_command(ctx, cmd_name)
+        click.echo(f"tenuto: note: {cmd_name} is called {now} now; the old name goes with the next version.", err=True)
+        return super().get_command(ctx, now)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
@@ -83,8 +96,17 @@ class Measuring(click.Command):
         return super().invoke(ctx)
 
 
+COMMAND = "tenuto.command"
+
+
 def command() -> str:
-    """The command line as it was given, but for the passwords of addresses: records are shown to others."""
+    """The command line as it was given, but for the passwords of addresses: records are shown to others.
+
+    Of a benchmark that goes on it is the one that began it.
+    """
+    ctx = click.get_current_context(silent=True)
+    if ctx is not None and COMMAND in ctx.meta:
+        return str(ctx.meta[COMMAND])
     return shlex.join(["tenuto", *(PASSWORD.sub(r"\1...@", part) for part in sys.argv[1:])])
 
 

@@ -25,8 +25,8 @@ __all__ = ["NAME", "Affinity", "calibrate_affinity"]
 
 AWAY = 16
 """Tokens nearer than this to the query do not count: they are read anyway."""
-NAME = "moe"
-"""Of profiles: ``tenuto calibrate moe`` makes them."""
+NAME = "shards"
+"""Of profiles: ``tenuto calibrate shards`` makes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -222,10 +222,10 @@ def test_a_run_that_was_cut_off_goes_on(tiny_model: Path, tmp_path: Path, offlin
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Contender, "work", cut_off)
         with pytest.raises(_CutOffError):
-            bench(str(tiny_model), policies, out, job, fewer=[2], resume=True)
-    assert len(list((out / "partial").iterdir())) == 3
+            bench(str(tiny_model), policies, out, job, fewer=[2])
+    assert len(list((out / "unfinished").glob("*.safetensors"))) == 3
     with pytest.raises(InputError, match=r"unfinished benchmark of another job \(fewer: \[2\], now \[3\]\)"):
-        bench(str(tiny_model), policies, out, job, fewer=[3], resume=True)
+        bench(str(tiny_model), policies, out, job, fewer=[3])
 
     repeats: list[int] = []
 
@@ -235,9 +235,9 @@ def test_a_run_that_was_cut_off_goes_on(tiny_model: Path, tmp_path: Path, offlin
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Contender, "work", watched)
-        resumed = {run.policy: run for run in bench(str(tiny_model), policies, out, job, fewer=[2], resume=True)}
+        resumed = {run.policy: run for run in bench(str(tiny_model), policies, out, job, fewer=[2])}
     assert set(repeats) == {3, 4}
-    assert not (out / "partial").exists()
+    assert not (out / "unfinished").exists()
     for name, run in resumed.items():
         untimed = dict.fromkeys(("timing", "speedup", "speedup_range", "peak_bytes"))
         assert replace(run, **untimed) == replace(fresh[name], **untimed)

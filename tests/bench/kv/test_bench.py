@@ -52,7 +52,7 @@ def test_rows_and_report(tiny_language: Path, tmp_path: Path) -> None:
         assert run.ttft is not None
         assert len(run.ttft.seconds) == 6
         assert (run.decode_cpu_ms or 0) > 0
-    assert not (tmp_path / "rounds.jsonl").exists()
+    assert not (tmp_path / "unfinished").exists()
     assert "knorm+kivi" in write_report(tmp_path).path.read_text()
     with pytest.raises(InputError, match=r"another job \(examples: 2, now 3\)"):
         kv_bench.bench(str(tiny_language), ROWS, tmp_path, replace(job, examples=3))

@@ -1,4 +1,4 @@
-"""``tenuto bench moe`` starts ranks, says and records what they found; ``tenuto calibrate moe`` fits a profile."""
+"""``tenuto bench shards`` starts ranks and records what they found; ``tenuto calibrate shards`` fits a profile."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def tenuto(*words: Any) -> Any:
 
 def test_calibrate_then_measure_pairs(tiny_language: Path, tmp_path: Path) -> None:
     profile, out = tmp_path / "pairs.safetensors", tmp_path / "out"
-    made = tenuto("calibrate", "moe", "--model", tiny_language, *MIXTURE, "--tokens", 100, "--out", profile)
+    made = tenuto("calibrate", "shards", "--model", tiny_language, *MIXTURE, "--tokens", 100, "--out", profile)
     assert made.exit_code == 0 and "Profile for affinity, 1 layers" in made.output, made.output
     pairs = ["--placement", "round_robin,expert", "--selector", "all,affinity", "--keep", 0.3, "--profile", profile]
     options = ["--model", tiny_language, *MIXTURE, *SHORT, *pairs, "--out", out, "--json"]
-    done = tenuto("bench", "moe", *options)
+    done = tenuto("bench", "shards", *options)
     assert done.exit_code == 0, done.output
     rows = {row["policy"]: row for row in json.loads(done.stdout)}
     assert list(rows) == ["none", "round_robin, all", "round_robin, affinity", "expert, all", "expert, affinity"]
@@ -46,15 +46,15 @@ def test_calibrate_then_measure_pairs(tiny_language: Path, tmp_path: Path) -> No
     )
     assert all(run.row() == {**rows[run.policy], "command": run.command} for run in runs)
     other = tenuto(
-        "bench", "moe", "--model", tiny_language, "--experts", 2, "--top-k", 1, *SHORT, *pairs[2:], "--ranks", 1
+        "bench", "shards", "--model", tiny_language, "--experts", 2, "--top-k", 1, *SHORT, *pairs[2:], "--ranks", 1
     )
-    assert other.exit_code == 2 and "Calibrate again: tenuto calibrate moe" in " ".join(other.output.split())
+    assert other.exit_code == 2 and "Calibrate again: tenuto calibrate shards" in " ".join(other.output.split())
 
 
 def test_codecs_and_schedules_show_in_the_books(tiny_language: Path) -> None:
     words = ["--model", tiny_language, *SHORT[:4], "--page", 4, "--ranks", 1, "--context", 200, "--json"]
     runs = [
-        json.loads(tenuto("bench", "moe", *words, *more).stdout)[1:]
+        json.loads(tenuto("bench", "shards", *words, *more).stdout)[1:]
         for more in (
             ["--codec", "raw,int8"],
             ["--resident", 0.4],
@@ -80,5 +80,5 @@ def test_a_rank_that_fails_is_named(tmp_path: Path) -> None:
         ShardingJob(model="x", selectors=("centroids",))
     with pytest.raises(InputError, match="int4"):
         ShardingJob(model="x", codecs=("int3",))
-    with pytest.raises(InputError, match="tenuto calibrate moe"):
+    with pytest.raises(InputError, match="tenuto calibrate shards"):
         ShardingJob(model="x", selectors=("affinity",))

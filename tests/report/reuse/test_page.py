@@ -37,7 +37,7 @@ RAW = ReuseRun(
     settings={},
     versions={"torch": "2"},
     device="CPU",
-    command="tenuto bench store",
+    command="tenuto bench reuse",
 )
 SMALL = replace(RAW, codec="int8", bytes_stored=2**20, speedup=9.0, restore_s=0.66, logits_error=0.3, perplexity=10.1)
 OTHER = replace(RAW, codec="int4", bytes_stored=2**19, speedup=30.0, same_text=False)
@@ -64,7 +64,7 @@ def test_records_make_a_part_beside_others(tmp_path: Path) -> None:
     assert [row["codec"] for row in json.loads(part["records"])] == ["raw", "int8", "int4"]
     html = write_report(tmp_path).path.read_text()
     assert "its seconds are under Load" in html and "no baseline Run" not in html
-    assert all(text in html for text in ("disk int4", "1,488", "tenuto bench store", "other"))
+    assert all(text in html for text in ("disk int4", "1,488", "tenuto bench reuse", "other"))
 
 
 def test_damage_is_named(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """The attention task: measure trained models that differ in attention and seed only.
 
 Held-out bits per byte and recall for every model; share of attention by level where the model has levels; decoding, in
-turn, for the first seed of each attention. A record is written as soon as a model is measured: the same command goes on
-where it was stopped.
+turn, for the first seed of each attention. A model is kept as soon as it is measured, so that a benchmark goes on where
+it was stopped; one that has a record in the folder is not measured again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from tenuto.calibration import fingerprint
 from tenuto.errors import InputError, closest
 from tenuto.measure.devices import device_words, pick_device, versions
 from tenuto.measure.folders import check_folder
+from tenuto.measure.resume import Unfinished
 from tenuto.records.attention import FULL, AttentionRun, read_attention_runs, write_attention_run
+from tenuto.records.build import build
 from tenuto.texts.facts import Facts
 from tenuto.train.minilm import canonical, is_plain, put_on, read_size
 from tenuto.train.tokens import Tokens, prepare
@@ -88,17 +90,21 @@ def bench(
     there = {(run.attention, run.seed): run for run in read_attention_runs(out)} if out.is_dir() else {}
     if other := next((run for run in there.values() if run.settings != settings), None):
         raise InputError(f"{out} holds records of another job: {_first_other(other, settings)}. Give another --out.")
+    unfinished = Unfinished(out, {"settings": settings, **versions("transformers")})
     measured: list[tuple[Path, AttentionRun]] = []
     for folder, log in tqdm(list(zip(folders, logs, strict=True)), desc="measuring", leave=False, disable=None):
         model = load_trained(folder, where)[0]
-        run = there.get((log.attention, log.seed))
-        if run is None or run.fingerprint != fingerprint(model):
-            run = replace(_measure(model, log, tokens, job), model=folder.name, settings=settings, command=command)
-            out.mkdir(parents=True, exist_ok=True)
-            write_attention_run(run, out)
+        run, weights = there.get((log.attention, log.seed)), fingerprint(model)
+        if run is None or run.fingerprint != weights:
+            key = [log.attention, log.seed, weights]
+            if unfinished.get(key) is None:
+                unfinished.put(key, asdict(_measure(model, log, tokens, job)))
+            found = build(AttentionRun, unfinished.get(key))
+            run = replace(found, model=folder.name, settings=settings, command=command)
         measured.append((folder, run))
-    for run in _timed(measured, tokens, job, where):
+    for run in [*(run for _, run in measured), *_timed(measured, tokens, job, where)]:
         write_attention_run(run, out)
+    unfinished.remove()
     return read_attention_runs(out)
 
 

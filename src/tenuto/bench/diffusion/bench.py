@@ -32,6 +32,7 @@ from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.errors import InputError
 from tenuto.measure.devices import device_words, versions
 from tenuto.measure.folders import check_folder
+from tenuto.measure.resume import Unfinished
 from tenuto.measure.speed import claim, interleave
 from tenuto.records.diffusion import Run, read_runs, write_run
 from tenuto.records.files import file_name
@@ -63,7 +64,6 @@ def bench(
     profiles: Sequence[Profile] = (),
     rivals: Sequence[Entry] = (),
     fewer: Sequence[int] | None = None,
-    resume: bool = False,
     shadow: bool = False,
     device: str = "auto",
     command: str = "",
@@ -78,12 +78,12 @@ def bench(
         profiles: for calibrated policies; others are looked up or fitted here, on seeds kept apart.
         rivals: methods of other libraries, measured in turn with ours.
         fewer: numbers of denoising steps for the "fewer_steps" rows; None for two that match the methods' cost.
-        resume: keep finished rounds in ``out/partial`` and go on from those of a run that was cut off (by equal code).
         shadow: afterwards draw a few pictures in shadow mode and record every policy's true errors.
         device: "auto", or a torch device; command: stored in the records.
 
     Returns:
-        The Runs written, the baseline first.
+        The Runs written, the baseline first. Stopped before, the same call goes on from the last finished round
+        (:mod:`tenuto.measure.resume`).
 
     Raises:
         InputError: the folder cannot be written or holds Runs of another job, or a number is out of range.
@@ -99,18 +99,18 @@ def bench(
         check_shadow(loaded)
     shared = _shared(loaded, job, command)
     _same_job(out, shared)
-    rounds = Rounds(out / "partial", _plan(shared, texts, fewer)) if resume else None
+    unfinished = Unfinished(out, _plan(shared, texts, fewer))
     fitted = profiles_for(loaded, policies, job, profiles, out / "profiles")
     entries = [Entry(name=BASELINE)]
     for policy in policies:
         it = fitted.get(policy)
         entries.append(cached(policy, it.profile, it.seconds) if it else cached(policy))
     rows = [Contender(entry, loaded, job) for entry in (*entries, *rivals)]
-    timings = _measure(rows, loaded, job, fewer, rounds)
+    timings = _measure(rows, loaded, job, fewer, Rounds(unfinished))
     runs = _write([_run(row, rows[0], timings.get(row.name), shared) for row in rows], rows, out)
-    if rounds:
-        rounds.remove()
-    return _with_shadows(runs, policies, fitted, loaded, job, out) if shadow else runs
+    whole = _with_shadows(runs, policies, fitted, loaded, job, out) if shadow else runs
+    unfinished.remove()
+    return whole
 
 
 def _check(texts: Sequence[str], fewer: Sequence[int] | None, job: Job) -> None:
@@ -180,10 +180,10 @@ def _same_job(out: Path, mine: Run) -> None:
 
 
 def _measure(
-    rows: list[Contender], model: ImageModel, job: Job, fewer: Sequence[int] | None, rounds: Rounds | None
+    rows: list[Contender], model: ImageModel, job: Job, fewer: Sequence[int] | None, rounds: Rounds
 ) -> dict[str, Timing]:
     """Probe all rows, add the fewer-steps rows, and time everything interleaved that works on this model."""
-    to_do = 1 + job.repeats - (len(rounds.done) if rounds else 0)
+    to_do = 1 + job.repeats - rounds.done
     with Calls(model, to_do * sum(row.expected_calls for row in rows), "diffusion") as counter:
         speeds = []
         counter.expect(rows[0].expected_calls)
@@ -202,7 +202,7 @@ def _measure(
             row.probe()
             rows.append(row)
         able = [row for row in rows if not row.refused]
-        works = rounds.works(able) if rounds else {row.name: row.work for row in able}
+        works = rounds.works(able)
         baseline = works.pop(BASELINE)
         timings = interleave(baseline, works, repeats=job.repeats, warmup=0)  # the probes were the warm-up
     base = tuple(piece.seconds for piece in rows[0].pieces)

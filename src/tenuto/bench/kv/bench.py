@@ -5,7 +5,7 @@ which is one example of one task at one length, all rows read the same context i
 copies of the compressed cache. By default a question is not in the text that is compressed, so a policy cannot know
 what will be asked, and question and answer are held whole on top of the budget.
 
-A round is kept in ``out/rounds.jsonl`` as soon as it is measured: the same command goes on where it was stopped.
+A round is kept as soon as it is measured, so that a benchmark goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ from tenuto.budget import MemoryBudget
 from tenuto.errors import InputError
 from tenuto.measure.devices import device_words, versions
 from tenuto.measure.folders import check_folder
-from tenuto.measure.ledger import Ledger
+from tenuto.measure.resume import Unfinished
 from tenuto.records.kv import KVRun, read_kv_runs, write_kv_run
 from tenuto.zoo.language import LanguageModel, check_length, load_language
 
 __all__ = ["DEMO", "bench", "demo_rows"]
 
-ROUNDS = "rounds.jsonl"
 ROOM = 256
 """Tokens left for questions and answers when a length is checked against the model's positions."""
 
@@ -93,13 +92,13 @@ def bench(
     _same_job(out, shared)
     plan = {"job": asdict(job), "rows": [[entry.name, entry.budget_text] for entry in entries]}
     told = {"weights": shared.fingerprint, "device": shared.device, "every": every, **shared.versions}
-    ledger = Ledger(out / ROUNDS, {**plan, **told})
+    unfinished = Unfinished(out, {**plan, **told})
     _warm_up(language, entries, job)
-    found = _measure(language, entries, job, ledger)
+    found = _measure(language, entries, job, unfinished)
     runs = [run for context in job.contexts for run in summarise(shared, entries, context, found)]
     for run in runs:
         write_kv_run(run, out)
-    ledger.remove()
+    unfinished.remove()
     return runs
 
 
@@ -127,15 +126,15 @@ def _warm_up(language: LanguageModel, entries: Sequence[Entry], job: KVJob) -> N
 
 
 def _measure(
-    language: LanguageModel, entries: Sequence[Entry], job: KVJob, ledger: Ledger
+    language: LanguageModel, entries: Sequence[Entry], job: KVJob, unfinished: Unfinished
 ) -> Mapping[Round, list[Outcome]]:
     found: dict[Round, list[Outcome]] = {}
     with tqdm(total=len(job.rounds) * len(entries), desc="kv", unit="row") as bar:
         for this in job.rounds:
-            told = ledger.get(this)
+            told = unfinished.get(this)
             if told is None:
                 told = [outcome.told() for outcome in _round(language, entries, job, this, bar)]
-                ledger.put(this, told)
+                unfinished.put(this, told)
             else:
                 bar.update(len(entries))
             found[this] = [Outcome.read(one) for one in told]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -27,6 +27,7 @@ from tenuto.kv.attach import AttachedRun, attach
 from tenuto.kv.policies.snapkv import SnapKV
 from tenuto.kv.policy import KVMethod, KVPolicy
 from tenuto.measure.devices import device_words, versions
+from tenuto.measure.resume import Unfinished
 from tenuto.measure.speed import synchronise
 from tenuto.prompt.policies.chance import RandomSpans
 from tenuto.prompt.policies.drop import DropNorm, DropSurprise
@@ -209,10 +210,17 @@ def measure(
     """
     check_length(language, tokens + FOLLOWING)
     for number in range(examples):
-        case = make_case(language, kind, seed + number, tokens)
-        turn = number % len(rows)
-        found = {way.name: outcome(language, way, case) for way in [*rows[turn:], *rows[:turn]]}
-        yield {way.name: found[way.name] for way in rows}
+        yield one_example(language, rows, kind, number, tokens=tokens, seed=seed)
+
+
+def one_example(
+    language: LanguageModel, rows: Sequence[Way], kind: str, number: int, *, tokens: int, seed: int = 0
+) -> Mapping[str, Outcome]:
+    """What each way did on an example by its number, by name; another one begins each time."""
+    case = make_case(language, kind, seed + number, tokens)
+    turn = number % len(rows)
+    found = {way.name: outcome(language, way, case) for way in [*rows[turn:], *rows[:turn]]}
+    return {way.name: found[way.name] for way in rows}
 
 
 def bench(
@@ -242,11 +250,21 @@ def bench(
         "device": device_words(language.device, language.model.dtype),
         "command": command,
     }
+    check_length(language, tokens + FOLLOWING)
+    plan = {name: value for name, value in shared.items() if name != "command"}
+    plan |= {"kinds": list(kinds), "ways": [str(one) for one in settings], "tokens": tokens, "examples": examples}
+    unfinished = Unfinished(out, {**plan, "policy": catalog.text(policy) if policy else None})
     with tqdm(total=len(kinds) * len(settings) * examples, desc="prompt", unit="example", disable=None) as bar:
         for kind in kinds:
             for semtoken in settings:
                 rows, found = ways(semtoken.ratio, semtoken, policy), []
-                for outcomes in measure(language, rows, kind, tokens=tokens, examples=examples, seed=seed):
+                for number in range(examples):
+                    key = [kind, str(semtoken), number]
+                    if (before := unfinished.get(key)) is None:
+                        outcomes = one_example(language, rows, kind, number, tokens=tokens, seed=seed)
+                        unfinished.put(key, {name: asdict(it) for name, it in outcomes.items()})
+                    else:
+                        outcomes = {name: Outcome(**facts) for name, facts in before.items()}
                     found.append(outcomes)
                     bar.update()
                 new = summarise(kind, semtoken.ratio, tokens, rows, found, shared)
@@ -256,6 +274,7 @@ def bench(
                     shown = pieces(language, kind, semtoken, tokens=tokens, seed=seed)
                     for row in new:
                         write_prompt_run(replace(row, pieces=shown) if row.way == "semtoken" else row, out)
+    unfinished.remove()
     return made
 
 

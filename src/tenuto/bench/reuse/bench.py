@@ -5,22 +5,27 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from tenuto.bench.likelihood import CONTINUED, text_of
 from tenuto.bench.reading import Entry, attached, new_cache, plain_bytes
 from tenuto.kv.attach import AttachedRun
 from tenuto.measure.devices import device_words, versions
+from tenuto.measure.folders import check_folder
+from tenuto.measure.resume import Unfinished
 from tenuto.measure.speed import synchronise
-from tenuto.records.reuse import ReuseRun
+from tenuto.records.build import build
+from tenuto.records.reuse import ReuseRun, write_reuse_run
 from tenuto.reuse.prefix import PrefixStore
 from tenuto.zoo.language import LanguageModel, check_length
 
-__all__ = ["measure"]
+__all__ = ["bench"]
 
 GREEDY = 32
 
@@ -36,27 +41,42 @@ class _Start:
 
 
 @torch.no_grad()
-def measure(
+def bench(
     language: LanguageModel,
     addresses: Sequence[str],
     *,
     tokens: int,
     repeats: int,
     seed: int = 0,
+    out: Path | None = None,
     command: str = "",
-) -> Iterator[ReuseRun]:
-    """A row per store, each filled first with one prompt of real text. The command is stored in them.
+) -> list[ReuseRun]:
+    """A row per store, each filled first with one prompt of real text; one record each in ``out``, if it is given.
+
+    Stopped before, the same call goes on with the stores that are missing. The command is stored in the records.
 
     Raises:
         InputError: an address cannot be used, or the prompt is longer than the model was made for.
         AttachError: no prefix of this model can be stored.
     """
     check_length(language, tokens + CONTINUED)
-    ids = text_of(language, seed, tokens + CONTINUED)
-    for address in addresses:
-        with PrefixStore(address) as store:
-            row = _row(language, store, address, ids, tokens, repeats)
-        yield replace(row, settings={"repeats": repeats, "seed": seed}, command=command)
+    if out is not None:
+        check_folder(out)
+    settings = {"repeats": repeats, "seed": seed}
+    plan = {"weights": language.fingerprint, "tokens": tokens, **settings, "stores": len(addresses)}
+    unfinished = Unfinished(out, {**plan, **versions("transformers")})
+    ids, runs = text_of(language, seed, tokens + CONTINUED), []
+    for number, address in enumerate(tqdm(addresses, desc="stores", leave=False, disable=None)):
+        if unfinished.get(number) is None:
+            with PrefixStore(address) as store:
+                unfinished.put(number, asdict(_row(language, store, address, ids, tokens, repeats)))
+        runs.append(replace(build(ReuseRun, unfinished.get(number)), settings=settings, command=command))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for run in runs:
+            write_reuse_run(run, out)
+    unfinished.remove()
+    return runs
 
 
 def _row(

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -21,7 +21,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tenuto.errors import InputError, StoreError, closest
+from tenuto.measure.devices import versions
 from tenuto.measure.folders import check_folder
+from tenuto.measure.resume import Unfinished
+from tenuto.records.build import build
 from tenuto.records.shards import BASELINE, ShardsRun, write_shards_run
 from tenuto.tiers.codec import PageCodec
 
@@ -78,13 +81,21 @@ class ShardingJob:
         for name in self.codecs:
             PageCodec.parse(name)
         if "affinity" in self.selectors and self.profile is None:
-            raise InputError("The selector affinity needs a profile. Make one with: tenuto calibrate moe --out FILE.")
+            raise InputError(
+                "The selector affinity needs a profile. Make one with: tenuto calibrate shards --out FILE."
+            )
 
     @property
     def schedule(self) -> str:
         """The schedule in words."""
         how = f"{self.utility}, {self.resident:g} of full pages stay"
         return "none" if self.resident == 1 else how + (", others deleted" if self.lossy else "")
+
+    @property
+    def keys(self) -> list[list[str]]:
+        """What is measured, in turn: the model's own cache, then placement, selector and codec of every other row."""
+        rows = product(self.placements, self.selectors, self.codecs)
+        return [[BASELINE, "all", "raw"], *(list(row) for row in rows)]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -99,26 +110,34 @@ class ShardingJob:
 def measure(job: ShardingJob, out: Path | None = None, *, command: str = "") -> list[ShardsRun]:
     """The model's own cache, then every placement, selector and codec; one rank is this process.
 
+    Stopped before, the same call goes on with what is missing; the model's own cache is measured again.
+
     Args:
         job: what is measured; out: folder for one record each; command: how it was asked for.
 
     Raises:
         StoreError: a rank failed; the others are stopped.
-        InputError: ``out`` cannot be written.
+        InputError: ``out`` cannot be written, or holds an unfinished benchmark of another job.
     """
     if out:
         check_folder(out)
-    found = rank_main(job) if job.ranks == 1 else _ranks(job)
+    unfinished = Unfinished(out, {**asdict(job), **versions("transformers")})
+    if job.ranks == 1:
+        rank_main(job, list(unfinished.done), lambda key, run: unfinished.put(key, asdict(run)))
+    else:
+        _ranks(job, unfinished)
+    found = [build(ShardsRun, unfinished.get(key)) for key in job.keys]
     runs = [replace(run, command=command) for run in found]
     if out:
         out.mkdir(parents=True, exist_ok=True)
         for run in runs:
             write_shards_run(run, out)
+    unfinished.remove()
     return runs
 
 
-def _ranks(job: ShardingJob) -> list[ShardsRun]:
-    """What processes of this machine found."""
+def _ranks(job: ShardingJob, unfinished: Unfinished) -> None:
+    """Have processes of this machine measure what is missing; what all of them have found is kept at once."""
     import torch
 
     with socket.socket() as free:
@@ -128,20 +147,32 @@ def _ranks(job: ShardingJob) -> list[ShardsRun]:
     given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(job.ranks)}
     given["OMP_NUM_THREADS"] = str(threads)  # the ranks share what this process may use
     with TemporaryDirectory(prefix="tenuto-ranks-") as place:
-        folder = Path(place)
-        start = [sys.executable, "-m", "tenuto.bench.shards.bench", json.dumps(asdict(job)), place]
+        folder, words = Path(place), [json.dumps(asdict(job)), place, json.dumps(list(unfinished.done))]
+        start = [sys.executable, "-m", "tenuto.bench.shards.bench", *words]
         ranks = []
         for rank in range(job.ranks):
             with (folder / f"{rank}.log").open("wb") as log:
                 ranks.append(subprocess.Popen(start, env={**os.environ, **given, "RANK": str(rank)}, stderr=log))
         try:
-            _wait(ranks, folder)
+            _wait(ranks, folder, unfinished)
         finally:
             for process in ranks:
                 process.kill()
                 process.wait()
-        told = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(job.ranks)]
-    return [_joined([ShardsRun(**one) for one in same]) for same in zip(*told, strict=True)]
+            _gather(folder, job.ranks, unfinished)
+
+
+def _gather(folder: Path, ranks: int, unfinished: Unfinished) -> None:
+    """Keep what all ranks have written and is not kept yet; a line that is half-written waits."""
+    paths = [folder / f"{rank}.jsonl" for rank in range(ranks)]
+    if not all(path.is_file() for path in paths):
+        return
+    lines = [path.read_text().rpartition("\n")[0].splitlines() for path in paths]
+    for same in zip(*lines, strict=False):
+        pairs = [json.loads(line) for line in same]
+        key = pairs[0][0]
+        if unfinished.get(key) is None:
+            unfinished.put(key, asdict(_joined([build(ShardsRun, facts) for _, facts in pairs])))
 
 
 def _joined(ranks: Sequence[ShardsRun]) -> ShardsRun:
@@ -158,11 +189,12 @@ def _joined(ranks: Sequence[ShardsRun]) -> ShardsRun:
     return replace(first, **lists, **worst, pages_fetched=fetched, same=min(run.same for run in ranks))
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
+def _wait(ranks: list[subprocess.Popen[bytes]], folder: Path, unfinished: Unfinished) -> None:
     start = time.monotonic()
     while any(process.poll() is None for process in ranks) and time.monotonic() - start < LIMIT:
         if any(process.poll() for process in ranks):
             break
+        _gather(folder, len(ranks), unfinished)
         time.sleep(0.1)
     for rank, process in enumerate(ranks):
         if process.poll() != 0:
@@ -179,26 +211,29 @@ def as_mixture(language: Any, experts: int, top_k: int) -> None:
     partition(language.model, text_of(language, FITTED_SEED, FITTED), experts, top_k or experts)
 
 
-def rank_main(job: ShardingJob) -> list[ShardsRun]:
-    """What one rank does, under torchrun's variables if there are others."""
+def rank_main(job: ShardingJob, done: Sequence[str], keep: Callable[[list[str], ShardsRun], object]) -> None:
+    """What one rank does, under torchrun's variables if there are others; what it finds it gives to ``keep`` at once.
+
+    Args:
+        done: keys of what need not be measured, as JSON.
+    """
     import torch
     from transformers import DynamicCache
 
     from tenuto.bench.likelihood import text_of
     from tenuto.calibration import fingerprint
     from tenuto.kv.models import find_layout
-    from tenuto.measure.devices import device_words, versions
+    from tenuto.measure.devices import device_words
     from tenuto.shards import Schedule, open_mesh, shard
     from tenuto.zoo.language import load_language
 
     mesh = open_mesh(job.ranks) if job.ranks > 1 else None
     language = load_language(job.model)
-    model = language.model
     if job.experts:
         as_mixture(language, job.experts, job.top_k)
     ids = torch.cat([text_of(language, seed, job.context + job.tokens + 1) for seed in range(job.rows)])
+    model, layout = language.model, find_layout(language.model)
     plain, own_speed = _forced(model, DynamicCache(config=model.config), ids, job)
-    layout = find_layout(model)
     own = _perplexity(plain, ids, job)
     shared: dict[str, Any] = {
         "model": job.model,
@@ -212,28 +247,23 @@ def rank_main(job: ShardingJob) -> list[ShardsRun]:
         "steps": job.tokens,
     }
     full = job.rows * (job.context + job.tokens) * layout.token_bytes
-    first = ShardsRun(
-        placement=BASELINE,
-        selector="all",
-        perplexity=own,
-        tokens_per_s=own_speed,
-        bytes_held=[full],
-        bytes_full=full,
-        **shared,
-    )
-    found = [first]
+    held: dict[str, Any] = {"bytes_held": [full], "bytes_full": full}
+    first = ShardsRun(placement=BASELINE, selector="all", perplexity=own, tokens_per_s=own_speed, **held, **shared)
+    if json.dumps(job.keys[0]) not in done:
+        keep(job.keys[0], first)
     demoted = Schedule(resident=job.resident, utility=job.utility, lossy=job.lossy) if job.resident < 1 else None
     selectors = _selectors(job)
-    for name in job.placements:
-        for (chosen, selector), codec in product(selectors.items(), job.codecs):
-            placed = _placement(name, job.page)
-            with shard(model, placed, mesh=mesh, selector=selector, schedule=demoted, codec=codec) as run:
-                logits, speed = _forced(model, run.cache(), ids, job)
-                facts = run.summary()
-            told: dict[str, Any] = {"perplexity": _perplexity(logits, ids, job), "tokens_per_s": speed, **_facts(facts)}
-            told |= {"codec": codec, "schedule": job.schedule}
-            found.append(ShardsRun(placement=name, selector=chosen, **told, **_apart(plain, logits), **shared))
-    return found
+    for key in job.keys[1:]:
+        if json.dumps(key) in done:
+            continue
+        name, chosen, codec = key
+        placed, selector = _placement(name, job.page), selectors[chosen]
+        with shard(model, placed, mesh=mesh, selector=selector, schedule=demoted, codec=codec) as run:
+            logits, speed = _forced(model, run.cache(), ids, job)
+            facts = run.summary()
+        numbers: dict[str, Any] = {"tokens_per_s": speed, "codec": codec, "schedule": job.schedule, **_facts(facts)}
+        numbers["perplexity"] = _perplexity(logits, ids, job)
+        keep(key, ShardsRun(placement=name, selector=chosen, **numbers, **_apart(plain, logits), **shared))
 
 
 def _placement(name: str, page: int) -> Any:
@@ -300,5 +330,6 @@ def _facts(facts: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
     lists = {name: tuple(given[name]) for name in ("placements", "selectors", "codecs")}
-    result = [asdict(run) for run in rank_main(ShardingJob(**{**given, **lists}))]
-    (Path(sys.argv[2]) / f"{os.environ['RANK']}.json").write_text(json.dumps(result))
+    job, place = ShardingJob(**{**given, **lists}), Path(sys.argv[2]) / f"{os.environ['RANK']}.jsonl"
+    with place.open("w", buffering=1) as lines:
+        rank_main(job, json.loads(sys.argv[3]), lambda key, run: lines.write(json.dumps([key, asdict(run)]) + "\n"))
