@@ -64,6 +64,18 @@ class Branch:
         self.held.clear()
         return freed
 
+    def forget(self) -> int:
+        """No later call will see it; one that is under way in another thread may still write to it. The bytes that are
+        free then."""
+        self.forgotten = True
+        freed = sum(self.held.values())
+        self.held.clear()
+        return freed
+
+    def renewed(self) -> Branch:
+        """The same generation, with nothing remembered."""
+        return Branch(self.generation, self.signature, self.index, self.timestep, self.path)
+
     def hold(self, span: int, judged: Any) -> int:
         """Count what a span's states hold, with its gate's; the bytes it is more than before."""
         states = (state.get(span) for state in (self.estimators, self.correctors, self.inner))

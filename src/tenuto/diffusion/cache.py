@@ -82,9 +82,7 @@ class FeatureCache:
                 self.totals[session] = total
 
     def _forget(self, key: tuple[Hashable, str]) -> None:
-        branch = self._branches.pop(key)
-        branch.forgotten = True
-        self.telemetry.hold(-branch.drop())
+        self.telemetry.hold(-self._branches.pop(key).forget())
 
     def sessions(self) -> set[Hashable]:
         """Names of the generations that something is remembered of."""
@@ -117,8 +115,9 @@ class FeatureCache:
         with self.lock:
             self.cuts = self.cuts | frozenset(after)
             self.spans = self.composition.scope.spans(cut(self.lists, self.cuts))
-            for branch in self._branches.values():
-                self.telemetry.hold(-branch.drop())
+            for key, branch in self._branches.items():
+                self.telemetry.hold(-branch.forget())
+                self._branches[key] = branch.renewed()
 
     def begin(
         self,

@@ -33,6 +33,12 @@ def conditions(root: nn.Module, attending: tuple[nn.Module, ...]) -> Any:
     place = () if weight is None else (weight.dtype, weight.device)
     kind = place[1].type if place else "cpu"
     cast = torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else None
-    processors = [module.processor for module in attending]
-    backends = tuple((id(each), getattr(each, "_attention_backend", None)) for each in processors)
+    backends = tuple(
+        (
+            id(each.processor),
+            getattr(each.processor, "_attention_backend", None),
+            getattr(each, "fused_projections", None),
+        )
+        for each in attending
+    )
     return root.training, place, cast, backends

@@ -102,6 +102,12 @@ def _is_block_list(module: nn.ModuleList) -> bool:
     return len(module) > 0 and all(STREAMS[0] in inspect.signature(type(block).forward).parameters for block in module)
 
 
+def _is_u_net(module: nn.Module) -> bool:
+    """Whether it is a U-Net, or the half of one that a ControlNet is."""
+    names = {name for name, _ in module.named_children()}
+    return {"down_blocks", "mid_block"} <= names and bool({"up_blocks", "controlnet_down_blocks"} & names)
+
+
 def _is_besides(name: str) -> bool:
     """Whether a list's name says that it serves others: text or control, refiners before the stack."""
     return not name.endswith(ENDINGS) or name.startswith(BESIDES)
@@ -122,6 +128,8 @@ def find_layout(root: nn.Module, name: str = "transformer") -> Layout | None:
     Lists called ``blocks``, ``..._blocks`` or ``layers`` are preferred, unless the name says that they serve others;
     otherwise any list of at least two blocks counts.
     """
+    if _is_u_net(root):
+        return None
     found = [
         (key, child)
         for key, child in root.named_children()
@@ -171,10 +179,7 @@ def find_denoisers(target: Any) -> tuple[Layout, ...]:
 def _reason(module: nn.Module) -> str | None:
     """Why a module that looks like a denoiser is none, and the way out."""
     name = type(module).__name__
-    children = dict(module.named_children())
-    if {"down_blocks", "mid_block"} <= set(children) and (
-        "up_blocks" in children or "controlnet_down_blocks" in children
-    ):
+    if _is_u_net(module):
         return (
             f"{name} is a U-Net: its blocks change the resolution and skip over each other, so no run of them has a "
             "residual to cache. Tenuto caches diffusion transformers (DiT, PixArt, SD3, Flux, Wan and their kin)."
