@@ -12,6 +12,9 @@ TORCH ?= torch==2.13.0
 PIP_TORCH ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# Tests at once; each uses one thread and up to 3 GiB.
+WORKERS ?= 2
+
 comma := ,
 POLICIES ?= $(subst $() ,$(comma),every_n:n=2 every_n:n=3 every_n:n=4 first_block:threshold=0.05 first_block:threshold=0.1 \
   teacache:threshold=0.1 teacache:threshold=0.2 taylorseer:interval=2 taylorseer:interval=3 taylorseer:interval=4 \
@@ -23,7 +26,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.tenuto-installed
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help install models demo test test-vllm check sync docs bench clean
+.PHONY: help install models demo test test-fast test-vllm check sync docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -47,8 +50,11 @@ models: $(STAMP) ## fetch the language model that demo and tests use, once
 demo: models ## generate images and answers with and without caching: tables and tenuto-report.html
 	$(BIN)/tenuto demo
 
-test: models ## run the tests
-	$(BIN)/python -m pytest
+test: models ## run the tests, WORKERS (2) at once
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-fast: $(STAMP) ## run those that take no processes, training, browser or bundled model: while you work
+	$(BIN)/python -m pytest -m fast
 
 $(VLLM_STAMP): pyproject.toml $(STAMP)
 	test -x $(VLLM_VENV)/bin/python || $(BIN)/python -m venv $(VLLM_VENV)

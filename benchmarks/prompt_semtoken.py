@@ -16,7 +16,7 @@ import argparse
 
 import torch
 
-from tenuto.bench.prompt.bench import measure, read_kinds, read_ratios, summarise, ways
+from tenuto.bench.prompt.bench import measure, read_kinds, read_methods, summarise, ways
 from tenuto.catalog import parse
 from tenuto.cli.tables import prompt_cells
 from tenuto.zoo.language import load_language
@@ -52,13 +52,13 @@ def main() -> None:
     torch.set_num_threads(1)
     language, policy = load_language(given.model), parse(given.policy, "kv") if given.policy else None
     for kind in read_kinds(given.kinds):
-        for semtoken in read_ratios(given.ratio, given.semtoken):
-            asked = ways(semtoken.ratio, semtoken, policy)
+        for method in read_methods([f"semtoken:{given.semtoken}" if given.semtoken else "semtoken"], given.ratio):
+            asked = ways(method, policy)
             if given.ways is not None:
                 asked = [way for way in asked if way.name in ("none", "semtoken", *given.ways.split(","))]
             found = list(measure(language, asked, kind, tokens=given.context, examples=given.examples))
-            rows = summarise(kind, semtoken.ratio, given.context, asked, found, NOWHERE)
-            print(f"\n{kind}, ratio {semtoken.ratio:g}, {given.context} tokens, {given.examples} examples\n")
+            rows = summarise(kind, method, given.context, asked, found, NOWHERE)
+            print(f"\n{kind}, ratio {method.ratio:g}, {given.context} tokens, {given.examples} examples\n")
             print("| " + " | ".join(HEAD) + " |\n|---" + "|---:" * (len(HEAD) - 1) + "|")
             for row in rows:
                 print("| " + " | ".join(prompt_cells(row)[2:]) + " |", flush=True)

@@ -1,7 +1,13 @@
-"""A tiny random-weight pipeline with real files, and a judge with random weights: real code paths in seconds."""
+"""Two speeds of tests; a tiny random-weight pipeline with real files, and a judge with random weights.
+
+`make test-fast` runs the tests that are marked with nothing of ``WHOLE``. One of those that starts a process, trains
+or loads a bundled model all the same fails there.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +16,70 @@ import pytest
 
 if TYPE_CHECKING:
     from tenuto.train.tokens import Tokens
+
+
+WHOLE = ("browser", "bundled", "engine", "processes", "slow", "smollm2", "training")
+PROCESSES = {"processes", "browser", "engine"}
+MODELS = ("bundled/dit_fashion/model_index.json", "models/smollm2/config.json")
+TRAINING = 10
+"""Steps of optimisers that are no training yet."""
+done: dict[str, int] = {}
+"""How often the test that runs did what needs a mark, by mark."""
+
+
+def note(event: str, arguments: tuple[object, ...]) -> None:
+    """An audit hook: what this process does."""
+    if event in ("subprocess.Popen", "os.posix_spawn", "os.fork"):
+        done["processes"] = done.get("processes", 0) + 1
+    elif event == "open" and str(arguments[0]).endswith(MODELS):
+        done["bundled"] = done.get("bundled", 0) + 1
+
+
+def pytest_configure() -> None:
+    """One thread, before torch is imported: tiny tensors are slower on several, and others use the other processors."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+
+
+def watch() -> None:
+    """From now on ``done`` counts."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    def step(*_: object) -> None:
+        done["training"] = done.get("training", 0) + 1
+
+    register_optimizer_step_post_hook(step)
+    sys.addaudithook(note)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.markexpr == "fast":
+        watch()
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in WHOLE):
+            item.add_marker("fast")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    done.clear()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    told = yield
+    if lacking := lacks({mark.name for mark in item.iter_markers()}, done):
+        pytest.fail(f"it needs the mark {lacking!r}, for `make test-fast` to leave it out", pytrace=False)
+    return told
+
+
+def lacks(marks: set[str], done: dict[str, int]) -> str | None:
+    """The mark that a fast test needs that did this; None if it is marked, or did nothing that needs one."""
+    if "processes" in done and not marks & PROCESSES:
+        return "processes"
+    if "bundled" in done and not marks & {"bundled", "smollm2", "browser"}:
+        return "bundled"
+    return "training" if done.get("training", 0) > TRAINING and "training" not in marks else None
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +213,7 @@ class Sixth(FeaturePolicy):
     label: str = "a"
     warmup: int = 1
 
+    name: ClassVar[str] = "sixth"
     paper: ClassVar[Paper] = Paper("The Sixth", "Doe, Roe", 2030, "https://example.org/sixth")
 
     def compose(self, profile):

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,12 @@ SCRIPTS = sorted(
     for folder in ("tests", "scripts", "models", "benchmarks", "examples")
     for path in (ROOT / folder).rglob("*.py")
 )
-POLICIES = [
-    path
-    for path in SOURCES
-    if path.parent.name == "policies" and path.stem != "__init__" and path.parts[-3] in ("diffusion", "kv")
-]
+POLICIES = [path for path in SOURCES if path.parent.name == "policies" and path.stem != "__init__"]
+BASES = ("FeaturePolicy", "WrappingPolicy", "KVMethod", "Attention", "PromptMethod", "Assembler", "ShardMethod")
+"""Of the methods of the families."""
+
+GENERATED = [ROOT / "src/tenuto" / folder / "__init__.py" for folder in ("", "attention", "shards")]
+OUTSIDE = [path for path in SOURCES if path not in POLICIES and path not in GENERATED]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -71,9 +73,8 @@ def no_docstring(text: str) -> list[str]:
 
 
 def not_one_method(text: str) -> list[str]:
-    bases = ("FeaturePolicy", "WrappingPolicy", "KVMethod")
-    names = [name for base in bases for name in subclasses(text, base)]
-    paper = re.search(r"https?://\S+", ast.get_docstring(ast.parse(text)) or "")
+    names = [name for base in BASES for name in subclasses(text, base)]
+    paper = re.search(r"https?://\S+|the baseline|a baseline", ast.get_docstring(ast.parse(text)) or "", re.I)
     return ([] if len(names) == 1 else [f"policies {names}, one allowed"]) + ([] if paper else ["no link to the paper"])
 
 
@@ -88,6 +89,40 @@ def reads_more_than_runs(text: str) -> list[str]:
     return [name for name in imported if name.split(".")[0] == "tenuto" and not allowed.fullmatch(name)]
 
 
+ORDINARY = {"blocks", "cake", "concatenate", "fixed", "first_block", "full", "quest", "think", "window"}
+ORDINARY |= {"Blocks", "Cake", "Concatenate", "Quest", "Summary", "Window"}
+"""Names of methods that are words or terms as well: they count where they are imported, or written with options."""
+
+
+@cache
+def names_of_methods() -> tuple[set[str], set[str]]:
+    """What methods are called: all names, and those that are nothing else. One file each, named like the method."""
+    files, classes = {path.stem for path in POLICIES}, set[str]()
+    for path in POLICIES:
+        nodes = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef))
+        classes |= {c.name for c in nodes if any(ast.unparse(base).split(".")[-1] in BASES for base in c.bases)}
+    return files | classes, (files | classes) - ORDINARY
+
+
+def names_a_method(text: str) -> list[str]:
+    """Identifiers, imports and texts that name a method; docstrings and comments may."""
+    every, plain = names_of_methods()
+    if not any(name in text for name in every):
+        return []
+    alone = re.compile(rf"(?<!\w)(?:{'|'.join(sorted(plain))})(?!\w)|\b(?:{'|'.join(sorted(every))}):\w+=")
+    tree = ast.parse(text)
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    offences = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and ".policies." in (node.module or "") and node.module[:4] != "vllm":
+            offences.append(f"line {node.lineno}: import {node.module}")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            offences += [f"line {node.lineno}: {hit[0]} in {node.value[:60]!r}" for hit in alone.finditer(node.value)]
+        words = {getattr(node, part, None) for part in ("id", "attr", "name", "arg")}
+        offences += [f"line {getattr(node, 'lineno', 0)}: {word}" for word in words if word in plain]
+    return offences
+
+
 RULES: list[tuple[Callable[[str], list[str]], list[Path], str]] = [
     (too_long, SOURCES + SCRIPTS, "\n" * 401),
     (long_functions, SOURCES + SCRIPTS, "def f():\n" + "    pass\n" * 59),
@@ -96,6 +131,7 @@ RULES: list[tuple[Callable[[str], list[str]], list[Path], str]] = [
     (no_docstring, SOURCES, "x = 1"),
     (not_one_method, POLICIES, '"""https://example.org"""\nclass A(FeaturePolicy): ...\nclass B(FeaturePolicy): ...'),
     (not_one_method, POLICIES, '"""No link."""\nclass A(FeaturePolicy): ...'),
+    (names_a_method, OUTSIDE, "from tenuto.kv.policies.snapkv import score"),
     (reads_more_than_runs, [p for p in SOURCES if "report" in p.parts], "from tenuto.diffusion.attach import attach"),
 ]
 
@@ -106,6 +142,13 @@ def test_rule(rule: Callable[[str], list[str]], paths: list[Path], broken: str) 
     assert paths, "the rule looks at nothing"
     offences = [f"{path.relative_to(ROOT)}: {offence}" for path in paths for offence in rule(path.read_text())]
     assert not offences, "\n".join(offences)
+
+
+def test_a_method_is_found_however_it_is_named() -> None:
+    for text in ("told = 'for example SnapKV'", "way == 'semtoken'", "x = 'window:window=8'", "SnapKV()", "f(mka=1)"):
+        assert names_a_method(text), text
+    for text in ("window = 8", "x = 'the full window'", '"""SnapKV."""', "from vllm.v1.policies.full import SnapKW"):
+        assert not names_a_method(text), text
 
 
 def test_files_are_small() -> None:
@@ -122,6 +165,23 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 120
 
 
+MIRRORED = {"AttachedRun", "Layout", "Selector", "Step"}  # of several families
+MIRRORED |= {"Books", "Case", "Claim", "Entry", "Fact", "Group", "Held", "Index", "Level", "Mixed", "Outcome", "Page"}
+MIRRORED |= {"Kind", "Prefixes", "Row", "Schedule", "Shelf", "Store", "_Exhibit", "_Point"}
+"""Classes that are there twice: the same thing of several families."""
+
+
+def test_no_class_name_is_there_twice() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    twice = {name: paths for name, paths in homes.items() if len(paths) > 1}
+    assert twice.keys() <= MIRRORED, {name: twice[name] for name in twice.keys() - MIRRORED}
+
+
+@pytest.mark.processes
 def test_no_path_of_a_machine_is_committed() -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
@@ -138,11 +198,13 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.processes
 def test_importing_tenuto_imports_nothing_heavy() -> None:
     result = python("import sys, tenuto; print(*sorted(set(sys.modules) & {'torch', 'numpy', 'scipy', 'diffusers'}))")
     assert (result.returncode, result.stdout.split()) == (0, []), result.stdout + result.stderr
 
 
+@pytest.mark.processes
 def test_imports_go_one_way() -> None:
     code = "from importlinter import cli; raise SystemExit(cli.lint_imports(no_cache=True, no_logo=True))"
     result = python(code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +17,12 @@ from tenuto.kv.policy import Combined
 
 OWN = {"adacorrection", "every_n", "fastcache", "first_block", "taylorseer", "teacache"}
 KV = {"adakv", "kivi", "knorm", "snapkv", "streaming_llm"}
+OTHERS = {
+    "attention": {"mka", "fastmka", "pi_attention", "short_conv", "window"},
+    "prompt": {"semtoken", "drop_norm", "drop_surprise", "fixed", "random_spans"},
+    "reuse": {"cacheblend", "cachecraft", "concatenate", "full"},
+    "shards": {"blocks", "cluster_kv", "page_summary", "pikv", "round_robin"},
+}
 
 
 def test_every_policy_file_is_found() -> None:
@@ -25,6 +33,42 @@ def test_every_policy_file_is_found() -> None:
     assert catalog.methods()["every_n"].cls is tenuto.EveryN
     assert all(info.summary for info in catalog.methods().values())
     assert {catalog.method(name).family for name in KV} == {"kv"}
+    for family, names in OTHERS.items():
+        assert set(catalog.methods(family)) >= names
+        assert {catalog.method(name).family for name in names} == {family}
+
+
+@pytest.mark.parametrize("name", catalog.methods())
+def test_every_method_says_where_it_comes_from(name: str) -> None:
+    cls = catalog.method(name).cls
+    assert cls.paper or cls.baseline, "a method without a paper is a baseline"
+    assert not (cls.baseline and cls.claims), "a baseline claims nothing"
+    assert all(claim.quantity and claim.value and claim.model and claim.source for claim in cls.claims)
+    for text in (name, *cls.sweep, *cls.trials):
+        if text != name or not catalog.method(name).wraps:
+            assert catalog.text(catalog.parse(text)) == catalog.text(catalog.parse(catalog.text(catalog.parse(text))))
+
+
+def test_older_names_are_read() -> None:
+    for old, new in {
+        "pi": "pi_attention",
+        "random:seed=3": "random_spans:seed=3",
+        "key_cluster": "cluster_kv",
+        "expert": "pikv",
+        "round_robin+bound:keep=0.5": "round_robin+page_summary:keep=0.5,by=bound",
+        "round_robin+router": "round_robin+pikv:read=router",
+    }.items():
+        assert catalog.text(catalog.parse(old)) == new
+    with pytest.raises(PolicyError, match="write option 'by' once"):
+        catalog.parse("bound:by=both")
+    assert catalog.method("pi").name == "pi_attention"
+
+
+def test_the_catalog_needs_no_model_library() -> None:
+    code = "import sys; sys.modules.update(transformers=None, diffusers=None); from tenuto import catalog; "
+    code += "print(*[catalog.text(catalog.parse(name)) for name in ('mka', 'pikv', 'semtoken', 'full', 'knorm')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["mka", "pikv", "semtoken", "full", "knorm"], done.stderr
 
 
 def test_text_is_short_and_comes_back() -> None:
@@ -57,7 +101,11 @@ def test_types_come_from_the_dataclass(plugin: str) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("evry_n", "Unknown policy 'evry_n'. Did you mean 'every_n'? Allowed: adacorrection, adakv, cake"),
+        ("evry_n", "Unknown policy 'evry_n'. Did you mean 'every_n' (diffusion)? `tenuto methods` lists all"),
+        ("mkas", "Did you mean 'mka' (attention)?"),
+        ("pkiv", "Did you mean 'pikv' (shards)?"),
+        ("cachblend", "Did you mean 'cacheblend' (reuse)?"),
+        ("semtokn", "Did you mean 'semtoken' (prompt)?"),
         ("", "Unknown policy ''"),
         ("first_block:treshold=1", "no option 'treshold'. Did you mean 'threshold'? Allowed: threshold, warmup"),
         ("every_n:n=2.5", "n=2.5 is not allowed: give a whole number"),
@@ -67,11 +115,11 @@ def test_types_come_from_the_dataclass(plugin: str) -> None:
         ("every_n:n", "as n=VALUE"),
         ("every_n:", "no option ''"),
         ("every_n:n=0", "n=0"),
-        ("evry_n+adacorrection", "Unknown policy 'evry_n'. Did you mean 'every_n'?"),
-        ("every_n+adacorection", "Unknown policy 'adacorection'. Did you mean 'adacorrection'?"),
+        ("evry_n+adacorrection", "Unknown policy 'evry_n'. Did you mean 'every_n' (diffusion)?"),
+        ("every_n+adacorection", "Unknown policy 'adacorection'. Did you mean 'adacorrection' (diffusion)?"),
         ("every_n+", "Unknown policy ''"),
         ("+adacorrection", "Unknown policy ''"),
-        ("adacorrection", "goes around another policy: write it after one, for example every_n:n=3+adacorrection"),
+        ("adacorrection", "goes around another policy: write it after one, for example every_n:n=2+adacorrection"),
         ("every_n+first_block", "first_block cannot follow a plus: it wraps no other policy. Those that do: adacorr"),
         ("every_n+adacorrection+first_block", "first_block cannot follow a plus"),
         ("every_n+adacorrection:inner=every_n", "no option 'inner'"),
@@ -148,11 +196,14 @@ def test_methods_of_the_kv_family_combine() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("every_n+snapkv", "snapkv cannot follow a plus: it wraps no other policy. Those that do: adacorrection."),
-        ("snapkv+every_n", "can be combined with others of it only"),
+        ("every_n+snapkv", "'snapkv' is a method of the family kv, not of diffusion. Allowed: adacorrection,"),
+        ("snapkv+every_n", "'every_n' is a method of the family diffusion, not of kv. Allowed: adakv,"),
+        ("round_robin+blocks", "blocks chooses nothing that the methods before it leave open"),
+        ("full+concatenate", "concatenate cannot follow a plus"),
+        ("semtoken+fixed", "fixed cannot follow a plus"),
         ("snapkv+knorm", "Knorm adds nothing"),
         ("snapkv+", "Unknown policy"),
-        ("snapkv+kvi", "Unknown policy 'kvi'. Did you mean 'kivi'?"),
+        ("snapkv+kvi", "Unknown policy 'kvi'. Did you mean 'kivi' (kv)?"),
     ],
 )
 def test_combinations_that_are_wrong(given: str, said: str) -> None:
@@ -163,8 +214,10 @@ def test_combinations_that_are_wrong(given: str, said: str) -> None:
 
 def test_a_family_can_be_asked_for() -> None:
     assert catalog.parse("knorm", "kv") == tenuto.Knorm()
-    with pytest.raises(PolicyError, match="Unknown policy 'knorm'"):
+    with pytest.raises(PolicyError, match="'knorm' is a method of the family kv, not of diffusion"):
         catalog.parse("knorm", "diffusion")
+    with pytest.raises(PolicyError, match=r"Did you mean 'mka' \(attention\)\? Allowed: adakv"):
+        catalog.parse("mkas", "kv")
 
 
 def test_a_policy_from_outside_is_one_file_and_an_entry_point(plugin: str) -> None:
@@ -172,11 +225,22 @@ def test_a_policy_from_outside_is_one_file_and_an_entry_point(plugin: str) -> No
     assert "sixth" in catalog.describe(catalog.method("sixth"))["name"]
 
 
-def test_two_methods_of_one_name_are_refused(plugin: str, tmp_path: Path) -> None:
-    (tmp_path / "sixth-1.0.dist-info" / "entry_points.txt").write_text(
-        "[tenuto.diffusion]\nevery_n = sixth_policy:Sixth\n"
-    )
+def test_two_methods_of_one_name_are_refused(plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = tmp_path / "sixth-1.0.dist-info" / "entry_points.txt"
+    points.write_text("[tenuto.diffusion]\nevery_n = sixth_policy:Sixth\n")
+    with pytest.raises(PolicyError, match="'every_n': the entry point sixth_policy:Sixth calls itself 'sixth'"):
+        catalog.methods()
+    cls = importlib.import_module(plugin).Sixth
+    monkeypatch.setattr(cls, "name", "every_n")
     with pytest.raises(PolicyError, match=r"Two methods are called 'every_n': .*every_n and .*sixth_policy:Sixth"):
+        catalog.methods()
+    monkeypatch.setattr(cls, "name", "sixth")
+    monkeypatch.setattr(cls, "aliases", {"knorm": "sixth"}, raising=False)
+    points.write_text("[tenuto.diffusion]\nsixth = sixth_policy:Sixth\n")
+    with pytest.raises(PolicyError, match=r"Two methods are called 'knorm'"):
+        catalog.methods()
+    points.write_text("[tenuto.kv]\nsixth = sixth_policy:Sixth\n")
+    with pytest.raises(PolicyError, match="'sixth': the entry point sixth_policy:Sixth is not a KVMethod class"):
         catalog.methods()
 
 

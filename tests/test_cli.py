@@ -49,6 +49,7 @@ def refused(*args: object) -> str:
     return line.removeprefix("tenuto: error: ")
 
 
+@pytest.mark.processes
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = (
         "import sys; from tenuto.cli import main\n"
@@ -69,11 +70,19 @@ def test_methods(plugin: str) -> None:
     assert listed["fastcache"]["calibrated"]
     plain = tenuto("methods").stdout
     assert all(name in plain for name in listed)
+    card = tenuto("methods", "pi").stdout
+    assert card.startswith("pi_attention: attention, class PiAttention")
+    assert "published: perplexity against RingAttention: 8.3 % lower" in card and "older name: pi is now" in card
+    assert "Did you mean 'semtoken' (prompt)?" in refused("methods", "semtokn")
 
 
 def test_cite() -> None:
     everything = tenuto("cite").stdout
-    assert everything.count("@misc{") == len(catalog.methods())
+    assert everything.count("@misc{") == sum(info.cls.paper is not None for info in catalog.methods().values())
+    for name in ("mka", "pikv", "semtoken", "pi_attention"):
+        assert f"@misc{{{name}20" in tenuto("cite", name).stdout
+    assert "note = {tokens against the tokenizer" in tenuto("cite", "semtoken").stdout
+    assert "a baseline without a paper" in refused("cite", "random_spans")
     assert tenuto("cite", "teacache").stdout.count("@misc{") == 1
     assert "Did you mean 'teacache'" in refused("cite", "teacahce")
 

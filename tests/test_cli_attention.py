@@ -13,6 +13,8 @@ from tenuto.cli import main
 from tenuto.train import training
 from tenuto.train.tokens import Tokens
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture(autouse=True)
 def here(little_text: Tokens, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:

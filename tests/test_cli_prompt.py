@@ -36,7 +36,9 @@ def test_semtoken_is_for_words_and_its_settings_are_checked(tiny_language: Path)
     wrong = tenuto("run", "--model", tiny_language, "--semtoken", "ratoi=0.5")
     assert wrong.exit_code == 2 and "Did you mean 'ratio'" in wrong.stderr
     images = tenuto("run", "--semtoken", "ratio=0.5")
-    assert images.exit_code == 2 and "--semtoken does not go with" in images.stderr
+    unknown = tenuto("run", "--model", tiny_language, "--semtokn", "ratio=0.5")
+    assert unknown.exit_code == 2 and "No such option" in unknown.stderr
+    assert images.exit_code == 2 and "--method does not go with" in images.stderr
 
 
 def test_prompts_are_measured(tiny_language: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def tiny_pipeline() -> DiTPipeline:
 def test_the_example_method_is_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("quiet_middle")
     monkeypatch.setitem(sys.modules, "quiet_middle", module)
-    source, _ = blocks("docs/add-a-method.md")
+    source, *_ = blocks("docs/add-a-method.md")
     exec(compile(source, "quiet_middle.py", "exec"), vars(module))
     pipe = tiny_pipeline()
     with tenuto.attach(pipe, module.QuietMiddle(n=2)) as run:
@@ -45,7 +45,7 @@ def test_the_example_method_is_a_policy(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_example_kv_method_obeys_the_laws(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("long_keys")
     monkeypatch.setitem(sys.modules, "long_keys", module)
-    _, source = blocks("docs/add-a-method.md")
+    _, source, *_ = blocks("docs/add-a-method.md")
     exec(compile(source, "long_keys.py", "exec"), vars(module))
     for law in KV_LAWS:
         law(module.LongKeys(window=4))
@@ -89,3 +89,15 @@ def test_the_page_of_attentions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     model, ids = names["model"], names["torch"].arange(200)[None]
     assert model.generate(ids, max_new_tokens=1).shape == (1, 201)
     assert list((tmp_path / "my-archive").iterdir())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted((ROOT / "docs/methods").glob("*.md")) if path.stem != "index"],
+    ids=lambda path: path.stem,
+)
+def test_the_snippet_of_a_method_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (source,) = blocks(str(path))
+    assert f'"{path.stem}' in source or f"+{path.stem}" in source
+    exec(compile(source, path.name, "exec"), {})
+    assert capsys.readouterr().out.strip()

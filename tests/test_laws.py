@@ -19,7 +19,7 @@ from tenuto.diffusion.policies.every_n import Interval, StoredResidual, WholeSta
 from tenuto.diffusion.policy import Composition, Estimator, FeaturePolicy, Paper, Step, Streams, WrappingPolicy
 from tenuto.testing import LAWS, LawError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 Law = Callable[[FeaturePolicy], None]
 
 
@@ -186,6 +186,7 @@ class Mutable(FeaturePolicy):
 
     n: int = 2
     warmup: int = 1
+    name: ClassVar[str] = "mine"
 
     def compose(self, profile: Any) -> Composition:
         raise NotImplementedError
@@ -197,6 +198,7 @@ class Drifting(FeaturePolicy):
 
     n: int = 2
     warmup: int = 1
+    name: ClassVar[str] = "mine"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", self.n + 1)

@@ -85,7 +85,8 @@ def attach(
 
     if not isinstance(policy, KVMethod | KVPolicy):
         raise InputError(
-            f"attach() was given a {type(policy).__name__} as its policy. Give one, for example tenuto.EveryN(n=2)."
+            f"attach() was given a {type(policy).__name__} as its policy. Give a method of the families diffusion or "
+            "kv, for example tenuto.catalog.parse(text); `tenuto methods` lists them."
         )
     _refuse(policy, feature, "diffusion")
     if budget is None:

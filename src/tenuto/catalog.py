@@ -1,35 +1,33 @@
-"""Finds methods by name: the files in a family's ``policies/`` and the entry points of its group ``tenuto.<family>``.
+"""The methods of all families by name: found, described, cited, read from text and written as text.
 
-A policy is written as text, on the command line and in a Run: ``name`` or ``name:option=value,option=value``. A
-diffusion method that wraps another follows it after a plus, ``every_n:n=3+adacorrection:gain=0.8``. Methods of the KV
-family may be combined in the same way, ``adakv+kivi:bits=4``: a later one fills the blocks the earlier leave open.
-Names are unique over all families.
+A policy is written as text, on the command line and in a record: ``name`` or ``name:option=value,option=value``; where
+the methods of a family compose, several are joined by a plus, and the family's contract says what that means. Names are
+unique over all families.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
 import re
-from collections.abc import Iterator
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
-from types import ModuleType
-from typing import Any, Literal, get_type_hints, overload
+from typing import Any, Literal, overload
 
-import tenuto.diffusion.policies
-import tenuto.kv.policies
-from tenuto.diffusion.policy import FeaturePolicy, WrappingPolicy
-from tenuto.errors import PolicyError, closest
-from tenuto.kv.policy import Combined, KVMethod
-from tenuto.options import KINDS, read_options, write_options
+from tenuto import discover
+from tenuto.attention.policy import Attention
+from tenuto.diffusion.policy import FeaturePolicy
+from tenuto.discover import PLUS
+from tenuto.errors import PolicyError
+from tenuto.kv.policy import KVMethod
+from tenuto.method import Method, Option
+from tenuto.prompt.policy import PromptMethod
+from tenuto.reuse.policy import Assembler
+from tenuto.shards.policy import ShardMethod
 
 __all__ = [
+    "FAMILIES",
     "Family",
     "MethodInfo",
-    "Option",
-    "Policy",
     "bibtex",
     "describe",
     "method",
@@ -39,33 +37,32 @@ __all__ = [
     "text",
 ]
 
-Family = Literal["diffusion", "kv"]
-Policy = FeaturePolicy | KVMethod
+Family = Literal["diffusion", "kv", "shards", "reuse", "attention", "prompt"]
 
-_FAMILIES: dict[Family, tuple[ModuleType, type]] = {
-    "diffusion": (tenuto.diffusion.policies, FeaturePolicy),
-    "kv": (tenuto.kv.policies, KVMethod),
+FAMILIES: dict[Family, type[Method]] = {
+    "diffusion": FeaturePolicy,
+    "kv": KVMethod,
+    "shards": ShardMethod,
+    "reuse": Assembler,
+    "attention": Attention,
+    "prompt": PromptMethod,
 }
-INNER, PLUS = "inner", "+"
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One number of a policy: its name, type and default (None if it must be given)."""
-
-    name: str
-    type: type
-    default: Any
-    required: bool
+"""The families and the base class of each one's contract."""
 
 
 @dataclass(frozen=True, slots=True)
 class MethodInfo:
-    """A method that was found: its name in text, its family, and the class that makes policies."""
+    """A method that was found.
+
+    Attributes:
+        name: in text.
+        family: the family it belongs to.
+        cls: the class that makes policies.
+    """
 
     name: str
     family: Family
-    cls: type[Policy]
+    cls: type[Method]
 
     @property
     def summary(self) -> str:
@@ -75,25 +72,13 @@ class MethodInfo:
 
     @property
     def wraps(self) -> bool:
-        """Whether the method goes around another one."""
-        return issubclass(self.cls, WrappingPolicy)
+        """Whether the method goes around another one, which must be given."""
+        mine = inspect.signature(self.cls).parameters.get(self.cls.linked)
+        return mine is not None and mine.default is inspect.Parameter.empty
 
     def options(self) -> dict[str, Option]:
-        """What the policy takes, by name, in the order of its definition.
-
-        Raises:
-            PolicyError: an option is of a type that text cannot express.
-        """
-        hints = get_type_hints(self.cls)
-        found = {}
-        for item in fields(self.cls):  # type: ignore[arg-type]
-            if self.wraps and item.name == INNER:
-                continue
-            if hints[item.name] not in KINDS:
-                raise PolicyError(f"{self.name}: option {item.name!r} must be int, float, bool or str in its class.")
-            default = None if item.default is MISSING else item.default
-            found[item.name] = Option(item.name, hints[item.name], default, item.default is MISSING)
-        return found
+        """What the policy takes, by name: see :meth:`tenuto.method.Method.options`."""
+        return self.cls.options()
 
 
 def methods(family: Family | None = None) -> dict[str, MethodInfo]:
@@ -102,89 +87,88 @@ def methods(family: Family | None = None) -> dict[str, MethodInfo]:
     Raises:
         PolicyError: two methods share a name, or a file or an entry point does not give exactly one policy class.
     """
-    found: dict[str, MethodInfo] = {}
-    origins: dict[str, str] = {}
-    for kind in _FAMILIES:
-        for name, cls, origin in (*_from_files(kind), *_from_entry_points(kind)):
-            if name in found:
-                raise PolicyError(
-                    f"Two methods are called {name!r}: {origins[name]} and {origin}. Rename or remove one."
-                )
-            found[name], origins[name] = MethodInfo(name, kind, cls), origin
-    return {name: info for name, info in sorted(found.items()) if family in (None, info.family)}
-
-
-def _from_files(family: Family) -> Iterator[tuple[str, type[Policy], str]]:
-    policies, base = _FAMILIES[family]
-    for module in pkgutil.iter_modules(policies.__path__):
-        path = f"{policies.__name__}.{module.name}"
-        yield module.name, _only_policy(importlib.import_module(path), base), path
-
-
-def _only_policy(module: ModuleType, base: type) -> type[Policy]:
-    here = [cls for cls in vars(module).values() if _is_policy(cls, base) and cls.__module__ == module.__name__]
-    if len(here) != 1:
-        names = ", ".join(cls.__name__ for cls in here) or "none"
-        raise PolicyError(f"{module.__name__} must define exactly one policy class, found: {names}.")
-    found: type[Policy] = here[0]
-    return found
-
-
-def _is_policy(value: object, base: type) -> bool:
-    return inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value)
-
-
-def _from_entry_points(family: Family) -> Iterator[tuple[str, type[Policy], str]]:
-    _, base = _FAMILIES[family]
-    for point in entry_points(group=f"tenuto.{family}"):
-        origin = f"the entry point {point.value}"
-        try:
-            cls = point.load()
-        except (ImportError, AttributeError) as error:
-            raise PolicyError(
-                f"Method {point.name!r}: {origin} cannot be loaded ({error}). Uninstall or fix it."
-            ) from error
-        if not _is_policy(cls, base):
-            raise PolicyError(f"Method {point.name!r}: {origin} is not a {base.__name__} class. Uninstall or fix it.")
-        yield point.name, cls, origin
+    points, families = entry_points(), dict[type[Method], Family]()
+    sources = list[discover.Source]()
+    for kind, base in FAMILIES.items():
+        found = [*discover.own(base), *discover.installed(base, points)]
+        families |= {cls: kind for cls, _ in found}
+        sources += found
+    infos = {name: MethodInfo(name, families[cls], cls) for name, (cls, _) in discover.resolved(sources).items()}
+    return {name: info for name, info in infos.items() if family in (None, info.family)}
 
 
 def method(name: str, family: Family | None = None) -> MethodInfo:
-    """One method by name.
+    """One method by name, or by a name it had before.
 
     Raises:
         PolicyError: there is none of that name (in that family, if one is given).
     """
-    known = methods(family)
-    if name not in known:
-        raise PolicyError(f"Unknown policy {name!r}.{closest(name, known)}")
-    return known[name]
+    every = methods()
+    for info in every.values():
+        if name in info.cls.aliases and family in (None, info.family):
+            return info
+    if name not in every or family not in (None, every[name].family):
+        raise PolicyError(_unknown(name, every, family))
+    return every[name]
+
+
+def _unknown(name: str, every: dict[str, MethodInfo], family: Family | None) -> str:
+    """What is said of a name that is not there, or not in that family: what is near, with its family."""
+    import difflib
+
+    names = {alias: info for info in every.values() for alias in (info.name, *info.cls.aliases)}
+    if name in names:
+        return f"{name!r} is a method of the family {names[name].family}, not of {family}. {_allowed(every, family)}"
+    near = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r} ({names[near[0]].family})?" if near else ""
+    return f"Unknown policy {name!r}.{hint} {_allowed(every, family)}"
+
+
+def _allowed(every: dict[str, MethodInfo], family: Family | None) -> str:
+    if family is None:
+        return "`tenuto methods` lists all there are."
+    return f"Allowed: {', '.join(name for name, info in every.items() if info.family == family)}."
 
 
 def describe(info: MethodInfo) -> dict[str, Any]:
     """A method as JSON-ready values."""
+    cls = info.cls
     options = {o.name: {"type": o.type.__name__, "default": o.default} for o in info.options().values()}
     return {
         "name": info.name,
         "family": info.family,
-        "class": info.cls.__name__,
+        "class": cls.__name__,
         "summary": info.summary,
-        "calibrated": info.cls.calibrated,
-        "exact": info.cls.exact,
+        "baseline": cls.baseline,
+        "calibrated": cls.calibrated,
+        "exact": cls.exact,
         "options": options,
-        "sweep": list(info.cls.sweep),
-        "paper": asdict(info.cls.paper),
+        "sweep": list(cls.sweep),
+        "aliases": dict(cls.aliases),
+        "paper": asdict(cls.paper) if cls.paper else None,
+        "claims": [asdict(claim) for claim in cls.claims],
     }
 
 
 def bibtex(info: MethodInfo) -> str:
-    """The BibTeX entry of a method's paper."""
+    """The BibTeX entry of a method's paper.
+
+    Raises:
+        PolicyError: it is a baseline without a paper.
+    """
     paper = info.cls.paper
+    if paper is None:
+        raise PolicyError(f"{info.name} is a baseline without a paper: there is nothing to cite.")
     authors = [author.strip() for author in paper.authors.split(",")]
+    note = f",\n  note = {{{'; '.join(map(_in_short, info.cls.claims))}}}" if info.cls.claims else ""
     return (
         f"@misc{{{info.name}{paper.year},\n  title = {{{{{paper.title}}}}},\n"
-        f"  author = {{{' and '.join(authors)}}},\n  year = {{{paper.year}}},\n  url = {{{paper.url}}}\n}}"
+        f"  author = {{{' and '.join(authors)}}},\n  year = {{{paper.year}}},\n  url = {{{paper.url}}}{note}\n}}"
     )
+
+
+def _in_short(claim: Any) -> str:
+    return re.sub(r"([%&#$_])", r"\\\1", f"{claim.quantity}: {claim.value} ({claim.model}; {claim.source})")
 
 
 @overload
@@ -192,41 +176,27 @@ def parse(given: str, family: Literal["diffusion"]) -> FeaturePolicy: ...
 @overload
 def parse(given: str, family: Literal["kv"]) -> KVMethod: ...
 @overload
+def parse(given: str, family: Literal["shards"]) -> ShardMethod: ...
+@overload
+def parse(given: str, family: Literal["reuse"]) -> Assembler: ...
+@overload
+def parse(given: str, family: Literal["attention"]) -> Attention: ...
+@overload
+def parse(given: str, family: Literal["prompt"]) -> PromptMethod: ...
+@overload
 def parse(given: str, family: None = None) -> Any: ...
 def parse(given: str, family: Family | None = None) -> Any:
-    """The policy that a text such as ``first_block:threshold=0.1``, ``every_n+adacorrection`` or ``adakv+kivi`` names.
+    """The policy that a text such as ``name:option=0.1`` or ``one+other`` names. The first name says which family.
 
     Raises:
         PolicyError: an unknown name or option, a value of the wrong type, or a plus where it does not belong.
         InputError: a value that the policy refuses.
     """
-    first, *others = re.split(r"\+(?!\d)", given)
-    policy = _parse_one(first, family, None)
-    if isinstance(policy, KVMethod) and others:
-        rest = [_parse_one(part, family, None) for part in others]
-        if not all(isinstance(part, KVMethod) for part in rest):
-            raise PolicyError(f"{given!r}: a method of the KV family can be combined with others of it only.")
-        return Combined((policy, *rest))
-    for part in others:
-        policy = _parse_one(part, family, policy)
-    return policy
-
-
-def _parse_one(given: str, family: Family | None, inner: FeaturePolicy | None) -> Any:
-    name, colon, rest = (part.strip() for part in given.partition(":"))
-    found = method(name, family)
-    if found.wraps and inner is None:
-        raise PolicyError(f"{name} goes around another policy: write it after one, for example every_n:n=3+{name}.")
-    if inner is not None and not found.wraps:
-        around = ", ".join(info.name for info in methods("diffusion").values() if info.wraps) or "none"
-        raise PolicyError(f"{name} cannot follow a plus: it wraps no other policy. Those that do: {around}.")
-    options = found.options()
-    values: dict[str, Any] = {INNER: inner} if found.wraps else {}
-    kinds = {key: option.type for key, option in options.items()}
-    values |= read_options(name, rest, kinds) if colon else {}
-    if missing := [option.name for option in options.values() if option.required and option.name not in values]:
-        raise PolicyError(f"{name} needs {', '.join(missing)}: write {name}:{missing[0]}=VALUE.")
-    return found.cls(**values)
+    every = methods()
+    first = re.split(r"[+:]", given)[0].strip()
+    kind = family or method(first).family
+    known = {name: info.cls for name, info in every.items() if info.family == kind}
+    return discover.parse(given, known, lambda name: _unknown(name, every, family or (kind if name in every else None)))
 
 
 @overload
@@ -234,9 +204,9 @@ def parse_list(given: str, family: Literal["diffusion"]) -> list[FeaturePolicy]:
 @overload
 def parse_list(given: str, family: Literal["kv"]) -> list[KVMethod]: ...
 @overload
-def parse_list(given: str, family: None = None) -> list[Any]: ...
+def parse_list(given: str, family: Family | None = None) -> list[Any]: ...
 def parse_list(given: str, family: Family | None = None) -> Any:
-    """Policies from a text such as ``first_block:threshold=0.1,fastcache:alpha=0.05,rtol=0.1,every_n``.
+    """Policies from a text such as ``one:threshold=0.1,other:alpha=0.05,rtol=0.1,third``.
 
     A part that begins with ``option=value`` belongs to the policy before it.
 
@@ -252,28 +222,26 @@ def parse_list(given: str, family: Family | None = None) -> Any:
             texts[-1] += ("," if ":" in texts[-1].rpartition(PLUS)[2] else ":") + token
         else:
             raise PolicyError(f"{token.strip()!r} comes before any policy. Write name:option=value,name,...")
-    found: dict[Policy, None] = {}
+    policies: dict[Method, None] = {}
     for item in texts:
         policy = parse(item, family)
-        if policy in found:
+        if policy in policies:
             raise PolicyError(f"The policy {text(policy)!r} is listed twice. List it once.")
-        found[policy] = None
-    return list(found)
+        policies[policy] = None
+    return list(policies)
 
 
-def text(policy: Policy) -> str:
+def text(policy: Method) -> str:
     """The text that :func:`parse` turns back into this policy: its name and the options that differ from the default.
 
     Raises:
         PolicyError: the policy's class is not in the catalog.
     """
-    if isinstance(policy, Combined):
-        return "+".join(text(part) for part in policy.parts)
-    name = next((info.name for info in methods().values() if info.cls is type(policy)), None)
-    if name is None:
+    known = {cls for base in FAMILIES.values() for cls, _ in discover.own(base)}
+    others = {type(part) for part in policy.chain} - known
+    if others and (lacking := others - {info.cls for info in methods().values()}):
         raise PolicyError(
-            f"{type(policy).__name__} is not in the catalog. Put it in a file of its family's folder policies, "
-            "or declare an entry point in the group tenuto.diffusion or tenuto.kv."
+            f"{lacking.pop().__name__} is not in the catalog. Put it in a file of its family's folder policies, or "
+            f"declare an entry point in one of the groups {', '.join(f'tenuto.{family}' for family in FAMILIES)}."
         )
-    inner = text(policy.inner) + PLUS if isinstance(policy, WrappingPolicy) else ""
-    return inner + write_options(name, policy, without=INNER if inner else "")
+    return str(policy)

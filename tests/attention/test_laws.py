@@ -1,48 +1,26 @@
-"""What every attention must satisfy. A new one is tested by being named in ``TEXTS``."""
+"""What every attention must satisfy, in the settings that it names in ``trials``."""
 
 from __future__ import annotations
-
-import re
 
 import pytest
 import torch
 from retrofitted import plain, stir, tokens
 from transformers import DynamicCache
 
-from tenuto.attention import attentions, held, load, parse, retrofit
+from tenuto import catalog
+from tenuto.attention import Window, held, load, retrofit
 from tenuto.attention.attach import Retrofitted
 from tenuto.errors import AttachError, InputError, ModelError, PolicyError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-TEXTS = [
-    "window:window=8,sinks=2",
-    "window:window=5,sinks=0",
-    "mka:window=9,sinks=2,chunk=4,recall=2",
-    "mka:window=8,sinks=0,chunk=5,recall=3,horizons=0,original=true",
-    "mka:window=6,sinks=1,chunk=3,recall=0,horizons=3,crowd=4",
-    "mka:window=7,sinks=2,chunk=4,recall=2,horizons=0,session=false",
-    "fastmka:horizons=2,shortest=2,longest=40,bottleneck=8",
-    "short_conv",
-    "short_conv:kernel=3+mka:window=8,sinks=1,chunk=4,recall=2,horizons=0",
-    "short_conv+window:window=8",
-    "short_conv+pi:window=8,stride=3,sinks=2",
-    "pi:window=8,stride=3,sinks=2",
-    "pi:window=5,stride=7,sinks=0,coprime=true,phases=true",
-    "pi:window=4,stride=3,variant=log,phases=true",
-    "pi:window=6,stride=4,last=3,coprime=true,sinks=2",
-    "pi:window=5,stride=9,variant=single,sinks=3",
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+TEXTS = [text for info in catalog.methods("attention").values() for text in info.cls.trials or (info.name,)]
 LONG = 61  # tokens: odd, and longer than any window, chunk or stride above
 
 every = pytest.mark.parametrize("text", TEXTS)
 
 
-def test_every_attention_is_tested() -> None:
-    assert {re.split("[:+]", text)[0] for text in TEXTS} == set(attentions())
-
-
 def made(text: str, architecture: str = "llama") -> torch.nn.Module:
-    return stir(retrofit(plain(architecture), parse(text)))
+    return stir(retrofit(plain(architecture), catalog.parse(text, "attention")))
 
 
 @torch.no_grad()
@@ -130,11 +108,11 @@ def test_a_cache_can_be_used_again(text: str) -> None:
 def test_saved_and_loaded(text: str, tmp_path) -> None:
     model, ids = made(text), tokens(1, 40)
     model.save_pretrained(tmp_path)
-    again = load(tmp_path, parse(text))
+    again = load(tmp_path, catalog.parse(text, "attention"))
     with torch.no_grad():
         assert torch.equal(model(ids).logits, again(ids).logits)
     with pytest.raises(ModelError, match="was trained with"):
-        load(tmp_path, attentions()["window"](window=77))
+        load(tmp_path, Window(window=77))
 
 
 @every
@@ -154,7 +132,7 @@ def test_the_formula_gives_the_bytes_held(text: str, length: int) -> None:
 
 @every
 def test_a_model_keeps_its_outputs_where_the_attention_says_so(text: str) -> None:
-    attention, ids = parse(text), tokens(2, LONG)
+    attention, ids = catalog.parse(text, "attention"), tokens(2, LONG)
     model = plain()
     with torch.no_grad():
         before, after = model(ids).logits, retrofit(model, attention)(ids).logits
@@ -185,14 +163,14 @@ def test_assisted_decoding_is_refused_or_right(text: str) -> None:
 def test_what_is_refused() -> None:
     model = plain()
     with pytest.raises(PolicyError, match="Did you mean"):
-        parse("windo")
+        catalog.parse("windo", "attention")
     with pytest.raises(PolicyError, match="longer than the model's context"):
-        retrofit(model, parse("window:window=1000"))
-    retrofit(model, parse("window:window=8"))
+        retrofit(model, catalog.parse("window:window=1000", "attention"))
+    retrofit(model, catalog.parse("window:window=8", "attention"))
     with pytest.raises(AttachError, match="already"):
-        retrofit(model, parse("window:window=8"))
+        retrofit(model, catalog.parse("window:window=8", "attention"))
     with pytest.raises(AttachError, match="no transformers model"):
-        retrofit(torch.nn.Linear(2, 2), parse("window:window=8"))
+        retrofit(torch.nn.Linear(2, 2), catalog.parse("window:window=8", "attention"))
     filled = DynamicCache()
     plain()(tokens(1, 4), past_key_values=filled)
     with pytest.raises(AttachError, match="holds tokens already"):

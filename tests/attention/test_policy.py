@@ -1,21 +1,41 @@
+"""Attentions as text."""
+
+from __future__ import annotations
+
 import pytest
 
-from tenuto.attention import MKA, attentions, parse
+from tenuto import catalog
+from tenuto.attention import MKA, PiAttention, ShortConv, Window
 from tenuto.errors import PolicyError
 
 
-@pytest.mark.parametrize("name", sorted(attentions()))
+@pytest.mark.parametrize("name", catalog.methods("attention"))
 def test_a_text_and_back(name: str) -> None:
-    attention = parse(name)
-    assert str(attention) == name and parse(str(attention)) == attention
-    assert hash(attention) == hash(parse(name))
+    attention = catalog.parse(name, "attention")
+    assert str(attention) == name and catalog.parse(str(attention), "attention") == attention
+    assert hash(attention) == hash(catalog.parse(name))
 
 
 def test_options_are_read() -> None:
-    attention = parse("mka:window=64, horizons=0, original=true")
+    attention = catalog.parse("mka:window=64, horizons=0, original=true", "attention")
     assert attention == MKA(window=64, horizons=0, original=True)
     assert str(attention) == "mka:window=64,horizons=0,original=true"
-    assert parse(str(attention)) == attention
+    assert catalog.parse(str(attention)) == attention
+
+
+def test_one_feeds_the_next() -> None:
+    three = catalog.parse("short_conv+short_conv:kernel=3+window:window=8", "attention")
+    assert three == ShortConv(then=ShortConv(kernel=3, then=Window(window=8)))
+    assert str(three) == "short_conv+short_conv:kernel=3+window:window=8"
+    assert three.attending == Window(window=8)
+    with pytest.raises(PolicyError, match="attends by itself"):
+        catalog.parse("short_conv+mka+window")
+
+
+def test_the_name_of_older_records_is_read() -> None:
+    assert catalog.parse("pi:stride=16", "attention") == PiAttention(stride=16)
+    assert catalog.parse("short_conv+pi:stride=16") == ShortConv(then=PiAttention(stride=16))
+    assert str(PiAttention(stride=16)) == "pi_attention:stride=16"
 
 
 @pytest.mark.parametrize(
@@ -26,33 +46,11 @@ def test_options_are_read() -> None:
         ("mka:window=x", "a whole number"),
         ("mka:original=maybe", "true or false"),
         ("mka:window=0", "1 or more"),
+        ("mka:then=window", "no option 'then'"),
+        ("short_conv:then=window", "no option 'then'"),
+        ("short_conv+snapkv", "'snapkv' is a method of the family kv, not of attention"),
     ],
 )
 def test_a_wrong_text_is_one_sentence_that_helps(text: str, said: str) -> None:
     with pytest.raises(PolicyError, match=said):
-        parse(text)
-
-
-def test_an_attention_of_another_package_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Point:
-        value = "somewhere:Mine"
-
-        def __init__(self, given: object) -> None:
-            self.given = given
-
-        def load(self) -> object:
-            return self.given
-
-    class Mine(MKA):
-        name = "mine"
-
-    for given, said in ((Mine, ""), (int, "no attention"), (MKA, "Two attentions")):
-        attentions.cache_clear()
-        monkeypatch.setattr("tenuto.attention.named.entry_points", lambda group, given=given: [Point(given)])
-        if said:
-            with pytest.raises(PolicyError, match=said):
-                parse("window")
-        else:
-            assert parse("mine:window=9") == Mine(window=9)
-    monkeypatch.undo()
-    attentions.cache_clear()
+        catalog.parse(text, "attention")

@@ -15,7 +15,7 @@ from tenuto.calibration import Profile, fingerprint
 from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.telemetry import Telemetry
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 CLOSED = [
     tenuto.EveryN(n=1),

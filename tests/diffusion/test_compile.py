@@ -14,6 +14,8 @@ import tenuto
 from tenuto.calibration import Profile, fingerprint
 from tenuto.errors import AttachError
 
+pytestmark = pytest.mark.slow
+
 
 class Backend:
     """A backend that runs graphs as they are and counts how many were compiled and how often they ran."""

@@ -19,6 +19,8 @@ from tenuto.diffusion.parallel import reducer
 from tenuto.diffusion.policy import alone
 from tenuto.testing import TinyDiT, denoise
 
+pytestmark = pytest.mark.processes
+
 WORKER = Path(__file__).with_name("context_parallel.py")
 DEADLINE = 660.0  # seconds; the ranks end themselves before
 

@@ -148,6 +148,7 @@ def test_all_tokens_give_the_computed_output(name: str) -> None:
         assert relative(found, expected) < 1e-5
 
 
+@pytest.mark.slow
 @architectures
 def test_books(name: str) -> None:
     kind = ARCHITECTURES[name]
@@ -208,6 +209,7 @@ def test_a_tiny_model_of_our_own() -> None:
     assert 0.5 < run.telemetry.flops / run.telemetry.full_flops < 0.9
 
 
+@pytest.mark.slow
 def test_compiled_blocks() -> None:
     kind = ARCHITECTURES["dit"]
     model, eager = kind.build(), kind.build()

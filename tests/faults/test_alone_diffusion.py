@@ -16,7 +16,7 @@ import tenuto
 from tenuto.calibration import Profile
 from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.testing import TinyDiT, denoise
-from tenuto.testing.uses import SCHEDULERS, Generation, Use, law_as_alone
+from tenuto.testing.feature_uses import SCHEDULERS, FeatureUse, Generation, law_as_alone
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -73,9 +73,9 @@ generations = st.builds(
     fail=st.one_of(st.none(), st.none(), st.integers(0, 5)),
 )
 uses = st.builds(
-    Use,
+    FeatureUse,
     generations=st.lists(generations, min_size=1, max_size=4).map(tuple),
-    how=st.sampled_from(Use.HOW),
+    how=st.sampled_from(FeatureUse.HOW),
     named=st.booleans(),
     copied=st.booleans(),
     again=st.booleans(),
@@ -85,19 +85,19 @@ uses = st.builds(
 
 @DRAWS
 @given(policy=st.sampled_from(CLOSED), use=uses)
-@example(policy=CLOSED[0], use=Use(generations=(Generation(), Generation(seed=1, tokens=6)), how="threads"))
-def test_a_closed_policy_changes_nothing(policy: FeaturePolicy, use: Use) -> None:
+@example(policy=CLOSED[0], use=FeatureUse(generations=(Generation(), Generation(seed=1, tokens=6)), how="threads"))
+def test_a_closed_policy_changes_nothing(policy: FeaturePolicy, use: FeatureUse) -> None:
     law_as_alone(policy, use, profile=profile_of(policy), closed=True)
 
 
 @DRAWS
 @given(policy=st.sampled_from(OPEN), use=uses)
-@example(policy=OPEN[0], use=Use(generations=(Generation(fail=2), Generation(seed=1)), how="woven"))
-def test_generations_do_not_know_of_each_other(policy: FeaturePolicy, use: Use) -> None:
+@example(policy=OPEN[0], use=FeatureUse(generations=(Generation(fail=2), Generation(seed=1)), how="woven"))
+def test_generations_do_not_know_of_each_other(policy: FeaturePolicy, use: FeatureUse) -> None:
     law_as_alone(policy, use, profile=profile_of(policy))
 
 
 def test_gradients_are_refused_where_a_step_would_be_estimated_and_nowhere_else() -> None:
-    use = Use(generations=(Generation(mode="enable_grad"),))
+    use = FeatureUse(generations=(Generation(mode="enable_grad"),))
     assert [str(error)[:9] for error in law_as_alone(tenuto.EveryN(n=2), use)] == ["Gradients"]
     assert not law_as_alone(tenuto.EveryN(n=1), use, closed=True)

@@ -14,7 +14,7 @@ from tenuto.kv.attach import attach
 from tenuto.kv.policies.adakv import AdaKV
 from tenuto.testing.kv import follow, tokens
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 POLICY = AdaKV(window=8)
 
 

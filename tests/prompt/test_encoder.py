@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from tenuto import catalog
 from tenuto.budget import MemoryBudget
 from tenuto.errors import InputError, PolicyError
 from tenuto.kv.attach import attach
@@ -92,6 +93,6 @@ def test_what_cannot_be_encoded_is_told(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_fingerprint_that_is_unknown_or_not_looked_at_is_refused() -> None:
     with pytest.raises(PolicyError, match="Did you mean 'sentences'"):
-        SemToken.parse("coherence=1,fingerprint=sentence")
+        catalog.parse("semtoken:coherence=1,fingerprint=sentence", "prompt")
     with pytest.raises(PolicyError, match="give coherence as well"):
-        SemToken.parse("fingerprint=sentences")
+        catalog.parse("semtoken:fingerprint=sentences", "prompt")

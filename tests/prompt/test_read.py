@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from tenuto import catalog
 from tenuto.budget import MemoryBudget
 from tenuto.errors import AttachError, InputError, PolicyError
 from tenuto.kv.attach import attach
@@ -20,9 +21,6 @@ from tenuto.kv.policies.kvzip import KVzip
 from tenuto.kv.policies.quest import Quest
 from tenuto.kv.policies.snapkv import SnapKV
 from tenuto.kv.policy import KVPolicy
-from tenuto.prompt.policies.chance import RandomSpans
-from tenuto.prompt.policies.drop import DropNorm, DropSurprise
-from tenuto.prompt.policies.fixed import FixedGroups
 from tenuto.prompt.policies.semtoken import SemToken
 from tenuto.prompt.policy import PromptMethod
 from tenuto.prompt.read import Prompt, read
@@ -30,7 +28,7 @@ from tenuto.prompt.spans import Spans
 from tenuto.testing.kv import TinyLM, follow, tokens
 
 FULL = MemoryBudget.keep(1.0)
-METHODS = [SemToken, FixedGroups, RandomSpans, DropNorm, DropSurprise]
+METHODS = [info.cls for info in catalog.methods("prompt").values()]
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -166,11 +167,92 @@ def write_on(ranks: int, rank: int) -> dict[str, Any]:
             return {"said": str(error), "broken": cache.broken}
 
 
+class Told:
+    """What was said to a rank, by name, and how long the slowest answer took."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, Any] = {"slowest": 0.0}
+
+    def by(self, name: str, act: Any) -> None:
+        from tenuto.errors import AttachError
+
+        began = time.monotonic()
+        try:
+            act()
+        except AttachError as error:
+            self.said[name] = str(error)
+        else:
+            self.said[name] = "nothing"
+        self.said["slowest"] = max(self.said["slowest"], time.monotonic() - began)
+
+
+def disagree(ranks: int, rank: int) -> dict[str, Any]:
+    """What one rank of two attaches with otherwise: both must name it, at once."""
+    import torch
+    from test_sharded import mild
+
+    from tenuto.shards import RoundRobin, open_mesh, shard
+
+    mesh, told = open_mesh(ranks), Told()
+
+    def attach(model: Any, **given: Any) -> None:
+        with shard(model, RoundRobin(page=4), mesh=mesh, **given):
+            pass
+
+    plain, rope, trained, sharper = (mild("llama") for _ in range(4))
+    if rank:
+        rope.model.rotary_emb.inv_freq.mul_(0.5)
+    with torch.no_grad():
+        trained.model.layers[1].mlp.up_proj.weight[3, 2] += rank  # no value that a fingerprint samples
+    sharper.config.rope_parameters = {**sharper.config.rope_parameters, "rope_theta": 1e4 + rank}
+    for name, model in (("rope", rope), ("trained", trained), ("configuration", sharper)):
+        told.by(name, lambda model=model: attach(model))
+    told.by("recent", lambda: attach(plain, codec="int8", recent=8 + rank))
+    told.by("measure", lambda: attach(plain, measure=not rank))
+    _disagree_in_calls(plain, mesh, rank, told)
+    return told.said
+
+
+def _disagree_in_calls(plain: Any, mesh: Any, rank: int, told: Told) -> None:
+    """What one rank of two is given otherwise in a call; afterwards both go on."""
+    import torch
+
+    from tenuto.shards import RoundRobin, shard
+    from tenuto.testing.kv import follow, tokens
+
+    ids, steps, seen = tokens(9), tokens(4, 1), torch.ones(1, 9, dtype=torch.int64)
+    wanted, hidden = follow(plain, None, ids, steps[:, :0]), seen.clone()
+    hidden[0, 0] = 1 - rank
+    with shard(plain, RoundRobin(page=4), mesh=mesh) as run:
+        told.by("tokens", lambda: plain(tokens(9, rank)))
+        told.by("embeddings", lambda: plain(inputs_embeds=plain.get_input_embeddings()(tokens(9, rank))))
+        told.by("masks", lambda: plain(ids, attention_mask=hidden))
+        told.by("positions", lambda: plain(ids, position_ids=torch.arange(9)[None] * (1 + rank)))
+        told.by("training", lambda: plain.train(bool(rank))(ids))
+        plain.eval()
+        torch.manual_seed(rank)
+        sampled = {"do_sample": True, "max_new_tokens": 12, "temperature": 3.0}
+        told.by("seed", lambda: plain.generate(ids, attention_mask=seen, **sampled))
+        caches = [run.cache(), run.cache()]
+        for number, cache in enumerate(caches):
+            plain(tokens(9, number), past_key_values=cache)
+        told.by("caches", lambda: plain(steps[:, :1], past_key_values=caches[rank]))
+        got = follow(plain, run.cache(), ids, steps[:, :0])
+        kept = [plain(steps[:, :1], past_key_values=cache).logits for cache in caches]
+        with torch.no_grad():
+            plain.model.norm.weight[1] += rank
+        told.by("changed", lambda: plain(ids))
+    gaps = [float((a - b).detach().abs().max()) for a, b in ((got, wanted), kept)]
+    told.said |= dict(zip(("gap", "apart"), gaps, strict=True))
+
+
 if __name__ == "__main__":
     warnings.simplefilter("error")
     sys.path[:0] = [str(HERE), str(HERE.parent / "kv")]
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    result = {"compare": compare, "refuse": refuse, "write_on": write_on}[sys.argv[1]](ranks, rank)
+    result = {"compare": compare, "refuse": refuse, "write_on": write_on, "disagree": disagree}[sys.argv[1]](
+        ranks, rank
+    )
     (Path(sys.argv[2]) / f"{rank}.json").write_text(json.dumps(result))
     sys.stderr.flush()
     os._exit(0)  # a process group with a dead rank waits at exit

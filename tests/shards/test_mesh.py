@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from ranks import PATIENCE, found, launch
 
+pytestmark = pytest.mark.processes
+
 LAYERS, ROWS, HEADS, WIDTH = 3, 4, 4, 16
 
 
@@ -33,6 +35,7 @@ def test_ranks_are_one(ranks: int, tmp_path: Path) -> None:
         assert result["data_parallel"]["bytes_held"] > 0
         assert result["selected"]["gap"] <= 1e-5
         assert abs(result["selected"]["dropped_mass"] - result["selected"]["alone"]) <= 1e-5
+        assert result["selected"]["bytes_sent"] == LAYERS * 5 * 2 * HEADS * (4 * WIDTH + 4 + 4), "what is left out too"
         assert 0 < result["selected"]["tokens_read"] < 0.31 * result["selected"]["tokens_held"]
         assert result["lossy"]["gap"] <= 1e-5
         assert result["lossy"]["tokens_deleted"] == result["lossy"]["alone_deleted"] > 0

@@ -11,7 +11,8 @@ from transformers import DynamicCache
 
 from tenuto.errors import AttachError, InputError, PolicyError, StoreError
 from tenuto.shards import Expert, KeyCluster, RoundRobin, Schedule, Summary, shard
-from tenuto.shards.schedule import UTILITIES, Use
+from tenuto.shards.policies.pikv import UTILITIES
+from tenuto.shards.schedule import Use
 from tenuto.testing.kv import follow, tokens
 from tenuto.tiers.host import HostTier
 
@@ -164,7 +165,7 @@ def test_deletion_keeps_to_its_share_with_any_utility_codec_and_placement(utilit
 def test_deletion_has_to_be_asked_for() -> None:
     assert not Schedule().lossy
     model = mild("llama")
-    with pytest.raises(InputError, match="selector=Summary"):
+    with pytest.raises(InputError, match="give a selector as well"):
         with shard(model, RoundRobin(), schedule=Schedule(utility="h2o", lossy=True)):
             pass
     with pytest.raises(InputError, match="not lossy"):

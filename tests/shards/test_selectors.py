@@ -50,7 +50,7 @@ def test_summaries_find_the_page(selector: Summary) -> None:
     assert len(read) <= 0.125 * 200 and set(read) >= {0, 1, 196, 197, 198, 199, *range(80, 88)}
     if selector.by == "bound":
         logits = torch.einsum("hgd,hnd->hgn", given.queries.unflatten(0, (2, 2)), keys).flatten(0, 1) * 0.5
-        from tenuto.shards.summary import bound_logits
+        from tenuto.shards.policies.page_summary import bound_logits
 
         assert (logits.unflatten(1, (25, 8)).amax(-1) <= bound_logits(given) + 1e-5).all()
 

@@ -9,13 +9,20 @@ import torch
 from architectures_kv import MODELS
 from transformers import DynamicCache
 
+from tenuto import catalog
 from tenuto.errors import AttachError, InputError
-from tenuto.shards import Blocks, Expert, KeyCluster, RoundRobin, shard
+from tenuto.shards import Expert, RoundRobin, shard
 from tenuto.testing.kv import TinyLM, follow, tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MOE = ("olmoe", "mixtral", "qwen3_moe")
-PLACEMENTS = [RoundRobin(page=4), Blocks(page=4, block=2), KeyCluster(page=4, clusters=6), Expert(page=4)]
+METHODS = [
+    catalog.parse(text, "shards")
+    for info in catalog.methods("shards").values()
+    for text in info.cls.trials or (info.name,)
+    if "+" not in text
+]
+PLACEMENTS = list(dict.fromkeys(part for method in METHODS if (part := method.compose().placement) is not None))
 
 
 def padded(rows: int = 4, width: int = 41) -> dict[str, torch.Tensor]:
@@ -48,7 +55,7 @@ def moe(request: pytest.FixtureRequest) -> tuple[Any, Any, Any]:
     return model, *written(model, padded())
 
 
-CASES = [(PLACEMENTS[kind], shards) for shards, kinds in ((1, (0,)), (2, (0, 3)), (4, range(4))) for kind in kinds]
+CASES = [(RoundRobin(page=4), 1), (RoundRobin(page=4), 2), (Expert(page=4), 2), *((each, 4) for each in PLACEMENTS)]
 
 
 @pytest.mark.parametrize(("placement", "shards"), CASES)

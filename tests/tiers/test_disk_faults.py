@@ -19,6 +19,8 @@ import pytest
 import tenuto
 from tenuto.tiers.disk import DiskTier
 
+pytestmark = pytest.mark.processes
+
 SOURCES = str(Path(tenuto.__file__).parent.parent)
 START = (
     f"import sys; sys.path.insert(0, {SOURCES!r})\n"

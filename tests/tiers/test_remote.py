@@ -21,6 +21,8 @@ from tenuto.errors import StoreError
 from tenuto.tiers import record
 from tenuto.tiers.remote import PREFIX, RemoteTier
 
+pytestmark = pytest.mark.processes
+
 TIMEOUT = 0.3
 SLACK = 5.0  # a busy machine; without a limit these servers take hours, and one after another 24 calls take longer
 

@@ -16,6 +16,8 @@ import trustme
 from tenuto.errors import StoreError
 from tenuto.tiers.address import open_tier
 
+pytestmark = pytest.mark.processes
+
 
 def _pump(source: socket.socket, to: socket.socket) -> None:
     with suppress(OSError):

@@ -18,7 +18,7 @@ from tenuto.tiers.remote import RemoteTier
 from tenuto.tiers.tier import Tier
 
 Make = Callable[[int], Tier]
-KINDS = ["host", "device", "disk", "chain", "remote", "objects", "bucket"]
+KINDS = ["host", "device", "disk", "chain", pytest.param("remote", marks=pytest.mark.processes), "objects", "bucket"]
 
 
 @pytest.fixture(params=KINDS)

@@ -10,6 +10,8 @@ from tenuto.train import training as module
 from tenuto.train.tokens import Tokens
 from tenuto.train.training import CHECKPOINT, Training, load_trained, read_log, train
 
+pytestmark = pytest.mark.training
+
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_trained(folder)[0].state_dict())

@@ -47,6 +47,10 @@ class Archive(ABC):
         """Keep these rows ``[rows]`` int64, in this order."""
 
     @abstractmethod
+    def copied(self) -> Archive:
+        """A copy that goes on by itself."""
+
+    @abstractmethod
     def held(self) -> dict[str, int]:
         """Bytes by tier."""
 
@@ -76,6 +80,10 @@ class InCall(Archive):
         """A call's rows stay as they are."""
         raise NotImplementedError
 
+    def copied(self) -> InCall:
+        """A call keeps nothing."""
+        return InCall()
+
     def held(self) -> dict[str, int]:
         """Nothing after the call."""
         return {}
@@ -88,6 +96,8 @@ class InMemory(Archive):
         self._k = self._v = torch.empty(0)
         self._device = torch.device("cpu")
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def put(self, k: torch.Tensor, v: torch.Tensor, number: torch.Tensor, valid: torch.Tensor) -> None:
         """See :class:`Archive`."""
         self._device = k.device
@@ -113,7 +123,15 @@ class InMemory(Archive):
 
     def select(self, rows: torch.Tensor) -> None:
         """See :class:`Archive`."""
-        self._k, self._v = self._k[rows.cpu()], self._v[rows.cpu()]
+        with torch.inference_mode(False):
+            self._k, self._v = self._k[rows.cpu()], self._v[rows.cpu()]
+
+    def copied(self) -> InMemory:
+        """See :class:`Archive`."""
+        other = InMemory()
+        with torch.inference_mode(False):
+            other._k, other._v, other._device = self._k.clone(), self._v.clone(), self._device
+        return other
 
     def held(self) -> dict[str, int]:
         """All that is reserved."""
@@ -183,6 +201,13 @@ class InTier(Archive):
     def select(self, rows: torch.Tensor) -> None:
         """See :class:`Archive`."""
         self._rows = [dict(self._rows[row]) for row in rows.tolist()]
+
+    def copied(self) -> InTier:
+        """See :class:`Archive`. Pages never change, so both name the same ones."""
+        other = InTier(self._tier, self._codec)
+        other._rows, other._sizes = [dict(row) for row in self._rows], dict(self._sizes)
+        other._shape, other._dtype, other._device = self._shape, self._dtype, self._device
+        return other
 
     def held(self) -> dict[str, int]:
         """Bytes of the pages that rows still name, each once."""

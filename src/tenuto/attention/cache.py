@@ -44,6 +44,12 @@ class StateLayer(CacheLayerMixin):  # type: ignore[misc]
         """No limit."""
         return -1
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> StateLayer:
+        """A copy of what is held, for the same model: several questions on one prompt."""
+        other = StateLayer(self._heads)
+        other.state = self.state.copied()
+        return other
+
     def reset(self) -> None:
         """Begin again."""
         self.state = self._heads.state()

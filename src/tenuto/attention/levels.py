@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import dropout as drop
 
 __all__ = ["Level", "Mixed", "mix"]
 
@@ -31,17 +32,17 @@ class Mixed:
     share: dict[str, torch.Tensor]
 
 
-def mix(levels: list[Level]) -> Mixed:
+def mix(levels: list[Level], dropout: float = 0.0) -> Mixed:
     """The softmax over all levels: ``o = sum_l e^(lse_l - lse) o_l``. At least one key of each query must be seen.
 
-    An empty level, or one of which nothing is seen, has no share.
+    An empty level, or one of which nothing is seen, has no share. ``dropout`` is the chance of a weight to be left out.
     """
     levels = [level for level in levels if level.logits.shape[-1]]
     top = torch.stack([level.logits.detach().amax(-1) for level in levels]).amax(0)[..., None]
     out, total, mass = None, None, {}
     for level in levels:
         weights = (level.logits - top).exp()
-        part, sums = level.values(weights), weights.sum(-1)
+        part, sums = level.values(drop(weights, dropout) if dropout else weights), weights.sum(-1)
         mass[level.name] = sums
         out = part if out is None else out + part
         total = sums if total is None else total + sums

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.functional import dropout as drop
 
 from tenuto.attention.pi_pattern import Pattern
 from tenuto.attention.pi_reshape import Pair, reshape
@@ -38,18 +39,20 @@ def masked(
     pattern: Pattern,
     scale: float,
     numbers: Pair,
+    dropout: float = 0.0,
 ) -> Pair:
     """The reference for any queries and keys, a few queries at a time: chunks after the first, padded rows.
 
     Args:
         numbers: of the queries ``[batch, queries]`` and the keys ``[batch, keys]`` in their rows, negative for what is
             to be seen by nobody.
+        dropout: the chance of an attention weight to be left out.
     """
     found = []
     for start in range(0, q.shape[2], QUERIES):
         part = slice(start, start + QUERIES)
         some = numbers[0][:, part], numbers[1]
-        found.append(_masked(q[:, :, part], k, v, bias[:, :, part], pattern, scale, some))
+        found.append(_masked(q[:, :, part], k, v, bias[:, :, part], pattern, scale, some, dropout))
     return torch.cat([out for out, _ in found], 2), torch.cat([share for _, share in found], 2)
 
 
@@ -61,6 +64,7 @@ def _masked(
     pattern: Pattern,
     scale: float,
     numbers: Pair,
+    dropout: float = 0.0,
 ) -> Pair:
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
@@ -72,7 +76,8 @@ def _masked(
     logits = (q @ k.transpose(-1, -2) * scale).float() if q.dtype.itemsize < 4 else q @ k.transpose(-1, -2) * scale
     logits = (logits + near * bias[..., None]).masked_fill(~seen, float("-inf"))
     share = logits.softmax(-1)
-    return share.to(q.dtype) @ v, (share * near).sum(-1).detach()
+    kept = drop(share, dropout) if dropout else share
+    return kept.to(q.dtype) @ v, (share * near).sum(-1).detach()
 
 
 def step(
@@ -109,7 +114,8 @@ def step(
     far_k, far_v = k[:, rows, index], v[:, rows, index]  # [batch, kv_heads, group or 1, skips, head_dim]
     skip = (far_k @ grouped[..., None])[..., 0] if far.shape[1] > 1 else grouped @ far_k[:, :, 0].transpose(-1, -2)
     logits = torch.cat([near, skip.masked_fill(~skips, float("-inf"))], -1)
-    share = logits.float().softmax(-1).nan_to_num().to(q.dtype)  # a row of padding alone has no key
+    wide = torch.promote_types(q.dtype, torch.float32)
+    share = logits.to(wide).softmax(-1).nan_to_num().to(q.dtype)  # a row of padding alone has no key
     of_near, of_far = share.split([near.shape[-1], skip.shape[-1]], -1)
     out = of_near @ near_v
     out = out + ((of_far[..., None, :] @ far_v)[..., 0, :] if far.shape[1] > 1 else of_far @ far_v[:, :, 0])

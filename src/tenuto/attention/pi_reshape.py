@@ -49,12 +49,17 @@ def reshape(
     return found
 
 
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """In float32, of a float64 model as it is."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float) -> Pair:
     """Output and log-sum-exp of ``[a, b, queries, head_dim]`` against ``[a, b, keys, head_dim]``; mask: 0, -inf."""
     if q.device.type == FUSED:
         found: Pair = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask, scale=scale)
         return found[0], found[1].to(torch.float32 if q.dtype.itemsize < 4 else q.dtype)
-    logits = (q @ k.transpose(-1, -2) * scale + mask).float()
+    logits = _wide(q @ k.transpose(-1, -2) * scale + mask)
     return logits.softmax(-1).to(q.dtype) @ v, logits.logsumexp(-1)
 
 
@@ -73,8 +78,8 @@ def _attend_back(
             grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=scale
         )
         return found
-    share = ((q @ k.transpose(-1, -2) * scale + mask).float() - lse[..., None]).exp()
-    inner = (grad @ v.transpose(-1, -2)).float() - (grad * out).float().sum(-1, keepdim=True)
+    share = (_wide(q @ k.transpose(-1, -2) * scale + mask) - lse[..., None]).exp()
+    inner = _wide(grad @ v.transpose(-1, -2)) - _wide(grad * out).sum(-1, keepdim=True)
     of_logits = (share * inner * scale).to(q.dtype)
     return of_logits @ k, of_logits.transpose(-1, -2) @ q, share.to(q.dtype).transpose(-1, -2) @ grad
 

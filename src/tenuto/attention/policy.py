@@ -11,18 +11,20 @@ row from its first real one, so a padded row gives what it gives by itself.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self, cast
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
 
 from tenuto.errors import AttachError, PolicyError
-from tenuto.options import KINDS, read_options, write_options
+from tenuto.method import Method
+from tenuto.paper import Claim, Paper
 
-__all__ = ["Attention", "Call", "Heads", "Rotate", "Shape", "State", "shares"]
+__all__ = ["Attention", "Call", "Claim", "Heads", "Paper", "Rotate", "Shape", "State", "shares"]
 
 Rotate = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -50,10 +52,12 @@ class State:
 
     Attributes:
         seen: columns seen so far, padding included; count: real tokens so far ``[batch]`` int64, None before the first.
+        shift: of the positions that a model is given against the tokens' numbers ``[batch]`` int64, None: not given.
     """
 
     seen: int = 0
     count: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows, in this order; a row may be there several times. ``[rows]`` int64."""
@@ -62,9 +66,18 @@ class State:
             if isinstance(value, torch.Tensor):
                 setattr(self, item.name, value.index_select(0, rows.to(value.device)))
 
+    def copied(self) -> Self:
+        """A copy that goes on by itself."""
+        other = copy.copy(self)
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, torch.Tensor):
+                setattr(other, item.name, value.clone())
+        return other
+
     def held(self) -> dict[str, int]:
         """Bytes of keys, values and what was made of them, by tier: ``device`` and any below it."""
-        tensors = (getattr(self, item.name) for item in fields(self) if item.name != "count")
+        tensors = (getattr(self, item.name) for item in fields(self) if item.name not in ("count", "shift"))
         return {"device": sum(value.nbytes for value in tensors if isinstance(value, torch.Tensor))}
 
     @property
@@ -96,7 +109,7 @@ class Call:
         before: columns of earlier calls.
         normalise: applies the model's query and key norms, ``(q, k) -> (q, k)``; the identity where it has none.
         rotate: rotary embedding at given numbers, ``(x [batch, heads, tokens, head_dim], at [batch, tokens]) -> x``.
-        scale: of logits.
+        scale: of logits; dropout: of attention weights, above 0 only in training.
     """
 
     q: torch.Tensor
@@ -107,6 +120,7 @@ class Call:
     normalise: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     rotate: Rotate
     scale: float
+    dropout: float = 0.0
 
     @property
     def real(self) -> torch.Tensor:
@@ -153,16 +167,14 @@ def shares(usage: dict[str, torch.Tensor]) -> dict[str, list[float]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attention(ABC):
-    """An attention with its numbers.
-
-    Class attributes: ``name``, in text.
+class Attention(Method, ABC):
+    """An attention with its numbers; ``first+second`` hands the keys and values of the first to the second.
 
     Raises:
         PolicyError: a number is out of its range.
     """
 
-    name: ClassVar[str]
+    follows: ClassVar[bool] = True
 
     @property
     def identity(self) -> bool:
@@ -182,25 +194,20 @@ class Attention(ABC):
         """Which attention attends: this, unless it hands its keys and values to another."""
         return self
 
-    def feeding(self, then: Attention) -> Attention:
-        """This, and then another attention on the keys and values it makes: ``short_conv+mka``.
+    @property
+    def whole(self) -> bool:
+        """Whether every token attends to all before it."""
+        return False
+
+    @property
+    def period(self) -> int:
+        """Tokens from skip to skip of a pattern that repeats, 0 for any other."""
+        return 0
+
+    def plus(self, then: Method) -> Method:
+        """This, and then another attention on the keys and values it makes.
 
         Raises:
             PolicyError: it attends by itself.
         """
         raise PolicyError(f"{self} attends by itself, so {then} cannot follow it. Name one of them.")
-
-    @classmethod
-    def parse(cls, given: str) -> Self:
-        """From the options of a text, ``window=64,sinks=4``.
-
-        Raises:
-            PolicyError: an option it does not have, or a value of the wrong kind.
-        """
-        kinds = {item.name: type(item.default) for item in fields(cls) if type(item.default) in KINDS}
-        read = read_options(cls.name, given, kinds) if given else {}
-        made: Any = cls
-        return cast(Self, made(**read))
-
-    def __str__(self) -> str:
-        return write_options(self.name, self)

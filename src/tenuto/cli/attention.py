@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import click
 
@@ -38,16 +39,17 @@ def coverage(
     context: int,
     as_json: bool,
 ) -> None:
-    """Which earlier tokens can reach a query of PiAttention, layer by layer, beside the paper's receptive field."""
+    """Which earlier tokens can reach a query under a periodic pattern, layer by layer, beside the paper's receptive
+    field."""
     from rich.table import Table
 
-    from tenuto.attention import PiAttention
+    from tenuto import catalog
     from tenuto.attention.coverage import by_residue, reachable
     from tenuto.attention.coverage import coverage as certificate
 
-    made = PiAttention(
-        window=window, stride=stride, sinks=0, variant=variant, last=last, coprime=coprime, phases=phases
-    )
+    repeats = next(info.cls for info in catalog.methods("attention").values() if "stride" in info.options())
+    numbers = {"window": window, "stride": stride, "sinks": 0, "variant": variant, "last": last}
+    made: Any = repeats.of({**numbers, "coprime": coprime, "phases": phases})
     patterns = [made.pattern(heads, layer) for layer in range(layers)]
     rows = certificate(patterns, context)
     shares = by_residue(reachable(patterns, context)[-1], stride, context)

@@ -92,8 +92,33 @@ class Measuring(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         from tenuto.measure.threads import settle
 
-        click.echo(settle(ctx.params.pop("threads")), err=True)
+        if line := settle(ctx.params.pop("threads")):
+            click.echo(line, err=True)
         return super().invoke(ctx)
+
+
+class MethodCommand(click.Command):
+    """A command with ``--method TEXT`` that also takes a method of the family prompt by its own name, with settings:
+    ``--NAME ratio=0.5`` is ``--method NAME:ratio=0.5``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own, words, rest = {opt for param in self.get_params(ctx) for opt in param.opts}, list[str](), iter(args)
+        for word in rest:
+            option, equals, value = word.partition("=")
+            if not option.startswith("--") or option in own or (name := _prompt_method(option)) is None:
+                words.append(word)
+                continue
+            settings = value if equals else next(rest, "")
+            words += ["--method", f"{name}:{settings}" if settings else name]
+        return super().parse_args(ctx, words)
+
+
+def _prompt_method(option: str) -> str | None:
+    """The method that an option such as ``--some-name`` is called after, None for any other option."""
+    from tenuto import catalog
+
+    name = option.removeprefix("--").replace("-", "_")
+    return name if name in catalog.methods("prompt") else None
 
 
 COMMAND = "tenuto.command"

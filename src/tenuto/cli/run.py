@@ -8,16 +8,25 @@ from pathlib import Path
 
 import click
 
-from tenuto.cli.group import FILE, device_option, guidance_option, main, model_option, profile_option, steps_option
+from tenuto.cli.group import (
+    FILE,
+    MethodCommand,
+    device_option,
+    guidance_option,
+    main,
+    model_option,
+    profile_option,
+    steps_option,
+)
 from tenuto.errors import InputError
 
 PICTURES = {"labels", "steps", "guidance", "seed", "profile", "out"}
-WORDS = {"budget", "every", "prompt_file", "max_tokens", "store", "semtoken"}
+WORDS = {"budget", "every", "prompt_file", "max_tokens", "store", "method"}
 
 
-@main.command()
+@main.command(cls=MethodCommand)
 @model_option
-@click.option("--policy", help="For example first_block:threshold=0.1 or snapkv [default: none, uncached].")
+@click.option("--policy", help="A method with its options, name:option=value [default: none, uncached].")
 @click.option("--labels", default="0,1,2,3,4,5,6,7,8,9", show_default=True, help="Class numbers, one picture each.")
 @steps_option
 @guidance_option
@@ -29,7 +38,7 @@ WORDS = {"budget", "every", "prompt_file", "max_tokens", "store", "semtoken"}
 @click.option("--prompt-file", type=FILE, help="Language models: the first prompt [default: asked for].")
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Of one answer.")
 @click.option("--store", help="Language models: keep and find prompts there, for example disk:~/.cache/tenuto/kv.")
-@click.option("--semtoken", help="Language models: merge tokens of prompts, for example ratio=0.5.")
+@click.option("--method", help="Language models: shorten prompts with a method of the family prompt.")
 @device_option
 @click.pass_context
 def run(
@@ -47,7 +56,7 @@ def run(
     prompt_file: Path | None,
     max_tokens: int,
     store: str | None,
-    semtoken: str | None,
+    method: str | None,
     device: str,
 ) -> None:
     """Generate images, or talk with a language model, under a policy; say what it saved."""
@@ -57,7 +66,7 @@ def run(
     words = family_of(model) == "kv"
     _only(ctx, PICTURES if words else WORDS, model)
     if words:
-        _talk(model, policy, budget, every, prompt_file, max_tokens, store, semtoken, device)
+        _talk(model, policy, budget, every, prompt_file, max_tokens, store, method, device)
         return
     from tenuto import catalog
     from tenuto.bench.diffusion.job import Job
@@ -88,21 +97,20 @@ def _talk(
     prompt_file: Path | None,
     max_tokens: int,
     store: str | None,
-    semtoken: str | None,
+    method: str | None,
     device: str,
 ) -> None:
     from tenuto import catalog
     from tenuto.bench.kv.chat import conversation, read_prompt
     from tenuto.budget import MemoryBudget
-    from tenuto.prompt.policies.semtoken import SemToken
     from tenuto.reuse.prefix import PrefixStore
 
     if (policy is None) != (budget is None):
-        lacking = "--budget, for example keep=0.25" if budget is None else "--policy, for example snapkv"
+        lacking = "--budget, for example keep=0.25" if budget is None else "--policy"
         raise InputError(f"A policy and a budget go together; missing here: {lacking}.")
     chosen = catalog.parse(policy, "kv") if policy else None
     allowed = MemoryBudget.parse(budget) if budget else None
-    merge = None if semtoken is None else SemToken.parse(semtoken)
+    merge = catalog.parse(method, "prompt") if method else None
     first = read_prompt(prompt_file) if prompt_file else None
     with ExitStack() as stack:
         kept = stack.enter_context(PrefixStore(store)) if store else None

@@ -115,7 +115,7 @@ def kv_table(runs: Sequence[KVRun]) -> Table:
 def prompt_table(rows: Sequence[PromptRun]) -> Table:
     """One row per way to read a prompt; losses in nats per token, intervals of paired means."""
     shown = Table(box=None, pad_edge=False)
-    titles = ("held", "bytes", "loss", "beyond none", "beyond SemToken", "facts", "answers", "first token s", "faster")
+    titles = ("held", "bytes", "loss", "beyond none", "beyond method", "facts", "answers", "first token s", "faster")
     for title in ("text", "ratio", "way"):
         shown.add_column(title, no_wrap=True)
     for title in titles:
@@ -135,7 +135,7 @@ def prompt_cells(row: PromptRun) -> tuple[str, ...]:
         f"{row.size:.3f}",
         f"{row.loss:.3f}",
         DASH if row.way == "none" else _with_interval(row.extra, row.extra_interval),
-        DASH if row.way == "semtoken" else _with_interval(row.behind, row.behind_interval),
+        DASH if row.reference else _with_interval(row.behind, row.behind_interval),
         f"{row.right:.2f}",
         f"{row.answered:.2f}",
         f"{row.seconds:.2f}",

@@ -16,7 +16,9 @@ def train() -> None:
 
 @train.command("mini-lm")
 @click.option(
-    "--attention", required=True, help='mha, gqa:kv_heads=2, mla:rank=64, olmoe:experts=8, "mka:window=64", ...'
+    "--attention",
+    required=True,
+    help="mha, gqa:kv_heads=2, mla:rank=64, olmoe:experts=8, or a method of the family attention.",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of weights and order of the data.")
 @click.option("--steps", type=click.IntRange(1), help="Of the optimiser [default: the size's own].")

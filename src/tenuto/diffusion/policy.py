@@ -14,19 +14,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 
 from tenuto.budget import ErrorBudget
 from tenuto.diffusion.gate import Verdict
 from tenuto.errors import PolicyError
-from tenuto.paper import Paper
+from tenuto.method import Method
+from tenuto.paper import Claim, Paper
 
 if TYPE_CHECKING:
     from tenuto.calibration import Profile
 
 __all__ = [
+    "Claim",
     "Composition",
     "Corrector",
     "Estimator",
@@ -238,19 +240,14 @@ class Recorder(ABC):
         """One estimated span of one step of a rehearsal: the estimator's state, and the true residual."""
 
 
-class FeaturePolicy(ABC):
+class FeaturePolicy(Method, ABC):
     """A published method for diffusion transformers: a frozen, keyword-only dataclass of numbers.
 
-    Class attributes: ``paper``; ``exact`` (the output equals the uncached one), ``sweep`` (texts of this policy from
-    mild to strong, for curves and demonstrations); ``search`` (option to its mildest and strongest value, for the
-    tuner; without it the tuner varies what the sweep varies); ``calibrated`` (True if it cannot run without a profile).
+    Class attributes: those of :class:`~tenuto.method.Method`; ``search`` (option to its mildest and strongest value,
+    for the tuner; without it the tuner varies what the sweep varies).
     """
 
     __slots__ = ()
-    paper: ClassVar[Paper]
-    exact: ClassVar[bool] = False
-    calibrated: ClassVar[bool] = False
-    sweep: ClassVar[tuple[str, ...]] = ()
     search: ClassVar[Mapping[str, tuple[float, float]]] = {}
     warmup: int
 
@@ -286,6 +283,22 @@ class WrappingPolicy(FeaturePolicy):
     """
 
     inner: FeaturePolicy
+
+    linked: ClassVar[str] = "inner"
+    follows: ClassVar[bool] = True
+
+    @classmethod
+    def after(cls, before: Method | None, values: Mapping[str, Any]) -> Method:
+        """Around the policy it follows; see :class:`Method`."""
+        if before is None:
+            example = f", for example {cls.sweep[0]}" if cls.sweep else ""
+            raise PolicyError(f"{cls.name} goes around another policy: write it after one{example}.")
+        return cls.of({**values, cls.linked: cast(FeaturePolicy, before)})
+
+    @property
+    def chain(self) -> tuple[Method, ...]:
+        """The policy inside, then this one."""
+        return (*self.inner.chain, self)
 
     @property
     def warmup(self) -> int:  # type: ignore[override]

@@ -170,7 +170,7 @@ class LadderRecorder(Recorder):
         cost = 8 * self.longest * sum(n * (n + n // 3) for n in columns)
         if cost > GRAM_BYTES:
             raise CalibrationError(
-                f"Fitting fastcache to this model takes {cost / 2**30:.1f} GiB of Gram matrices, more than "
+                f"Fitting the maps to this model takes {cost / 2**30:.1f} GiB of Gram matrices, more than "
                 f"{GRAM_BYTES / 2**30:.0f}. Give a smaller longest than {self.longest}, or use a policy without maps."
             )
         return max(min(MOST_BINS, len(self.timesteps), GRAM_BYTES // cost), 1)

@@ -30,8 +30,8 @@ class Schedule:
         steps = len(self.timesteps)
         if total is not None and total != steps:
             raise CalibrationError(
-                f"The fastcache profile was fitted for {steps} denoising steps; this generation has {total}. "
-                f"Pass profile=... of one that was fitted for {total}: tenuto calibrate fastcache --steps {total}."
+                f"The profile was fitted for {steps} denoising steps; this generation has {total}. "
+                f"Pass profile=... of one that was fitted for {total}: tenuto calibrate POLICY --steps {total}."
             )
         return min(range(steps), key=lambda i: abs(self.timesteps[i] - timestep))
 

@@ -190,8 +190,8 @@ def _check(blocks: KVPolicy, budget: MemoryBudget, layout: Layout) -> None:
 def _tier_of(blocks: KVPolicy, tier: Tier | None, prefetch: Prefetch | None) -> Tier | None:
     if blocks.index is None and (tier is not None or prefetch is not None):
         raise InputError(
-            "tier= and prefetch= are for policies that move old entries out of memory, such as Quest(); this one keeps "
-            "or evicts them. Leave them out."
+            "tier= and prefetch= are for policies that move old entries out of memory (those with an index); this one "
+            "keeps or evicts them. Leave them out."
         )
     return tier or (None if blocks.index is None else HostTier(2**62))
 

@@ -9,19 +9,22 @@ trigger, score, allocate, select, reduce, encode; every layer and head of every 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from tenuto.errors import PolicyError
 from tenuto.kv.index import Index, shared
 from tenuto.kv.parts import ALL, Allocator, Codec, Positioner, Reducer, Scorer, Selector, Trigger
 from tenuto.kv.trivial import Drop, Every, Original, PrefillEnd, Recency, TopK, Uniform
 from tenuto.kv.view import Code, Entries, Scored, View
-from tenuto.paper import Paper
+from tenuto.method import Method
+from tenuto.paper import Claim, Paper
 
 __all__ = [
     "ALL",
     "Allocator",
+    "Claim",
     "Code",
     "Codec",
     "Combined",
@@ -103,22 +106,25 @@ class KVPolicy:
         return self.probes if self.probes < ALL else self.trigger.room("decode", 0, True) or 0
 
 
-class KVMethod(ABC):
-    """A published method for KV caches: a frozen, keyword-only dataclass of numbers.
+class KVMethod(Method, ABC):
+    """A published method for KV caches: a frozen, keyword-only dataclass of numbers; ``first+second`` combines.
 
-    Class attributes: ``paper``; ``exact`` (the output equals the uncached one); ``sweep`` (texts of this method from
-    mild to strong); ``calibrated`` (True if it cannot run without a profile; none in this family so far).
+    Class attributes: ``yardstick``, whether benches of other families measure it beside their methods; ``demo``, what
+    `tenuto demo` shows of it, text to the fraction kept.
     """
 
     __slots__ = ()
-    paper: ClassVar[Paper]
-    exact: ClassVar[bool] = False
-    calibrated: ClassVar[bool] = False
-    sweep: ClassVar[tuple[str, ...]] = ()
+    yardstick: ClassVar[bool] = False
+    demo: ClassVar[Mapping[str, float]] = {}
+    follows: ClassVar[bool] = True
 
     @abstractmethod
     def compose(self) -> KVPolicy:
         """The method's blocks."""
+
+    def plus(self, then: Method) -> Method:
+        """Both: ``then`` fills the blocks that this leaves open."""
+        return Combined((self, cast(KVMethod, then)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +139,15 @@ class Combined(KVMethod):
 
     def __post_init__(self) -> None:
         self.compose()
+
+    def plus(self, then: Method) -> Method:
+        """One more."""
+        return Combined((*self.parts, cast(KVMethod, then)))
+
+    @property
+    def chain(self) -> tuple[Method, ...]:
+        """The methods combined."""
+        return self.parts
 
     def compose(self) -> KVPolicy:
         blocks: dict[str, Any] = {}

@@ -142,7 +142,7 @@ class AttachedRun:
         if self.blocks.scorer.observes == "calls":
             raise AttachError(
                 f"{type(self.blocks.scorer).__name__} adds up attention, and joined chunks have been attended to by "
-                "nobody. Use a policy that looks at the entries or the last queries, such as SnapKV."
+                "nobody. Use a policy that looks at the entries or the last queries."
             )
         self.last = cache = self.cache()
         cache.keeper = None  # what is joined is not what the model would have computed

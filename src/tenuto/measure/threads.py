@@ -56,16 +56,19 @@ def fastest(seconds: Mapping[int, float]) -> int:
 
 
 def settle(asked: int | None = None) -> str:
-    """Set torch's number of threads to ``asked``, or to the fastest of those it may use now; says which, in one line.
+    """Set torch's number of threads to ``asked``, or to the fastest of those it may use now.
 
-    What torch may use is the number of processors, or what ``OMP_NUM_THREADS`` says.
+    It may use as many as there are processors, or as ``OMP_NUM_THREADS`` says.
+
+    Returns:
+        Which number it is and why, in one line; empty if there was nothing to choose.
     """
     most = torch.get_num_threads()
     if asked:
         torch.set_num_threads(asked)
         return f"Threads: {asked}, as asked for."
     if most == 1:
-        return "Threads: 1, torch may use no more here."
+        return ""
     seconds = seconds_of(_like_models(), numbers(most))
     torch.set_num_threads(chosen := fastest(seconds))
     times = ", ".join(f"{1000 * each:.1f} ms with {number}" for number, each in seconds.items())

@@ -7,16 +7,17 @@ A :class:`PromptMethod` is a frozen dataclass of numbers. It sees a :class:`Look
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self, cast
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from tenuto.errors import PolicyError
-from tenuto.options import read_options, write_options
+from tenuto.method import Method
+from tenuto.paper import Claim, Paper
 from tenuto.prompt.spans import Spans
 
-__all__ = ["Look", "PromptMethod"]
+__all__ = ["Claim", "Look", "Paper", "PromptMethod"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,15 +46,16 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PromptMethod(ABC):
+class PromptMethod(Method, ABC):
     """A way to give a model fewer entries than its prompt has tokens.
 
     Attributes:
         ratio: entries held over tokens, the mean over all layers, in (0, 1].
         layer: the first layer that sees fewer; those before it see, and hold, every token. -1: after an eighth of them.
-        sinks, recent: first and last tokens that stay by themselves.
+        sinks: first tokens that stay by themselves.
+        recent: last tokens that stay by themselves.
 
-    Class attributes: ``name``; ``surprised``, whether :attr:`Look.surprise` is needed.
+    Class attributes: those of :class:`~tenuto.method.Method`; ``surprised``, whether :attr:`Look.surprise` is needed.
 
     Raises:
         PolicyError: a number is out of its range.
@@ -64,7 +66,6 @@ class PromptMethod(ABC):
     sinks: int = 4
     recent: int = 32
 
-    name: ClassVar[str]
     surprised: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -73,24 +74,15 @@ class PromptMethod(ABC):
         if min(self.layer + 1, self.sinks, self.recent) < 0:
             raise PolicyError(f"{self} is not allowed: layer is -1 or more, sinks and recent 0 or more.")
 
-    @classmethod
-    def parse(cls, given: str) -> Self:
-        """A method from a text such as ``ratio=0.5,layer=4``.
-
-        Raises:
-            PolicyError: an option it does not have, or a value that is no number.
-        """
-        kinds = {item.name: type(item.default) for item in fields(cls)}
-        read = read_options(cls.name, given, kinds) if given else {}
-        made: Any = cls
-        return cast(Self, made(**read))
-
-    def __str__(self) -> str:
-        return write_options(self.name, self)
-
     @abstractmethod
     def choose(self, look: Look) -> Spans:
         """The spans of one prompt: :meth:`count` of them."""
+
+    def best(self, look: Look, scores: torch.Tensor) -> Spans:
+        """The tokens at both ends, and of the others those of the highest score ``[tokens]``, in the order of the
+        text: :meth:`count` of them, each by itself."""
+        stay = scores.cpu().masked_fill(self.ends(scores.shape[0]), float("inf"))
+        return Spans.of_tokens(stay.topk(self.count(scores.shape[0], look.layers)).indices.sort().values)
 
     def count(self, tokens: int, layers: int) -> int:
         """How many spans a prompt gets, so that layers of all tokens and layers of spans hold ``ratio`` together.

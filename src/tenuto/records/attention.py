@@ -25,11 +25,11 @@ __all__ = [
     "write_attention_run",
 ]
 
-FULL = ("mha", "short_conv")
-"""Attention to everything: what others are compared with, the first that was measured."""
+FULL = "mha"
+"""A model's own attention, to everything: what others are compared with."""
 
-ORDER = (*FULL, "gqa", "mqa", "mla")
-"""Which attentions come first in tables."""
+ORDER = (FULL, "gqa", "mqa", "mla")
+"""Which attentions of models come first in tables."""
 
 Measure = Callable[["AttentionRun"], float | None]
 Mean = tuple[float, tuple[float, float] | None]
@@ -82,6 +82,7 @@ class AttentionRun(Header):
         recall: ``[length, distance, rank]`` of every question: tokens of the row, tokens between the value and where it
             is asked for, and how many of the ``candidates`` were likelier (0 is right).
         period: tokens between two skips of a periodic pattern, 0 without one.
+        whole: whether a method attends to everything, so that others may be compared with it where there is no ``mha``.
         usage: per layer, the share of attention by level, mean over heads; empty where there are no levels.
     """
 
@@ -99,6 +100,7 @@ class AttentionRun(Header):
     candidates: int = 0
     usage: tuple[dict[str, float], ...] = ()
     period: int = 0
+    whole: bool = False
 
     @property
     def policy(self) -> str:

@@ -9,7 +9,10 @@ from typing import Any
 from tenuto.records.files import Kind, file_name, read_kind, write_record
 from tenuto.records.header import Header
 
-__all__ = ["KIND", "PromptRun", "read_prompt_runs", "write_prompt_run"]
+__all__ = ["BASELINE", "KIND", "PromptRun", "read_prompt_runs", "write_prompt_run"]
+
+BASELINE = "none"
+"""The way that reads the whole prompt."""
 
 Interval = tuple[float, float] | None
 
@@ -21,14 +24,17 @@ class PromptRun(Header):
     Attributes:
         kind, ratio, way, method, context, examples: what was measured; method: the way's settings as text.
         held: entries over tokens; size: bytes over those of the uncompressed cache; both means.
+        beside: the way whose method is measured, and which others are compared with; "" in older records.
         loss: nats per following token, of a task per token of the right answers; extra: of it beyond the uncompressed
-            prompt's; behind: beyond SemToken's (negative: better than it); both with 95 % intervals of the paired mean.
-        right: share of the answers' tokens; right_behind: SemToken's share less this one's, with its interval.
+            prompt's; behind: beyond that of ``beside`` (negative: better than it); both with 95 % intervals of the
+            paired mean.
+        right: share of the answers' tokens; right_behind: the share of ``beside`` less this one's, with its interval.
         answered: share of the questions whose greedily generated answer begins with the right one; answered_behind as
             right_behind.
         seconds: median CPU (on an accelerator: clock) seconds to the first token; speedup: median of the paired ratios
             of the uncompressed prompt's to these.
-        pieces: of SemToken, the first example in pieces of text, with the sizes of the spans they became.
+        pieces: of the method that is measured, the first example in pieces of text, with the sizes of the spans they
+            became.
     """
 
     family: str = "prompt"
@@ -54,11 +60,19 @@ class PromptRun(Header):
     seconds: float
     speedup: float
     pieces: list[tuple[str, int]] = field(default_factory=list)
+    beside: str = ""
 
     @property
     def policy(self) -> str:
         """What reports call it."""
         return self.way
+
+    @property
+    def reference(self) -> bool:
+        """Whether it is the way that others are compared with: in older records, the one that differs from it by 0."""
+        if self.beside:
+            return self.way == self.beside
+        return self.way != BASELINE and self.behind == 0 and not any(self.behind_interval or ())
 
     def row(self) -> dict[str, Any]:
         """As a JSON object, without the text."""
@@ -74,7 +88,7 @@ def write_prompt_run(run: PromptRun, folder: Path) -> Path:
 
 
 def _order(run: PromptRun) -> tuple[Any, ...]:
-    return run.kind, run.context, -run.ratio, {"none": 0, "semtoken": 1}.get(run.way, 2), run.way
+    return run.kind, run.context, -run.ratio, run.way != BASELINE, not run.reference, run.way
 
 
 KIND = Kind("prompt", PromptRun, _order)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from tenuto.errors import StoreError
-from tenuto.reuse.partial import Layers
+from tenuto.reuse.policy import Layers
 from tenuto.tiers.address import open_tier
 from tenuto.tiers.key import page_key
 from tenuto.tiers.page import PageFacts, decode, encode

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,10 +11,8 @@ from tenuto.errors import AttachError, InputError
 from tenuto.kv.cache import KVCache
 from tenuto.kv.models import Layout
 from tenuto.reuse.chunks import ChunkStore
-from tenuto.reuse.partial import Layers, run
-
-if TYPE_CHECKING:
-    from tenuto.reuse.policy import Assembler
+from tenuto.reuse.partial import run
+from tenuto.reuse.policy import Assembler, Layers
 
 __all__ = ["join"]
 
@@ -72,7 +69,7 @@ def _check(layout: Layout, assembler: Assembler, cache: KVCache) -> None:
         )
     if assembler.turns and any(spec.site is not None and spec.site.rope is None for spec in layout.layers):
         raise AttachError(
-            f"{type(assembler).__name__} cannot turn keys of this model's rotary embedding. Use FullRecompute()."
+            f"{assembler} cannot turn keys of this model's rotary embedding. Give an assembler that turns none."
         )
 
 

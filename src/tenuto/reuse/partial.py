@@ -22,42 +22,9 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from tenuto.errors import AttachError
 from tenuto.restoring import attend_by
+from tenuto.reuse.policy import Layers, Seen
 
-__all__ = ["Layers", "Seen", "run"]
-
-Layers = list[tuple[torch.Tensor, torch.Tensor]]
-"""Per layer, keys after RoPE and values, ``[kv_heads, tokens, head_dim]`` each."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """What one layer has computed, before its attention.
-
-    Attributes:
-        layer: its number; scaling: what logits are multiplied with.
-        starts: number of the first token of each chunk.
-        at: numbers of the tokens that run, sorted ``[tokens]``.
-        queries: ``[heads, tokens, head_dim]``; keys, values: ``[kv_heads, tokens, head_dim]``.
-        old_keys, old_values: what stood in their place, of the same shapes.
-        all_keys: of the whole sequence, the new ones in place ``[kv_heads, all, head_dim]``.
-    """
-
-    layer: int
-    scaling: float
-    starts: tuple[int, ...]
-    at: torch.Tensor
-    queries: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
-    old_keys: torch.Tensor
-    old_values: torch.Tensor
-    all_keys: torch.Tensor
-
-    @property
-    def chunk(self) -> torch.Tensor:
-        """The number of the chunk each running token is in ``[tokens]``."""
-        starts = torch.tensor(self.starts, device=self.at.device)
-        return torch.searchsorted(starts, self.at, right=True) - 1
+__all__ = ["run"]
 
 
 NAME = "tenuto_partial"

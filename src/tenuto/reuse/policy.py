@@ -9,31 +9,64 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from tenuto.errors import PolicyError
-from tenuto.paper import Paper
-from tenuto.reuse.join import join
-from tenuto.reuse.partial import Layers, Seen
+from tenuto.method import Method
+from tenuto.paper import Claim, Paper
 
 if TYPE_CHECKING:
     from tenuto.kv.cache import KVCache
     from tenuto.reuse.chunks import ChunkStore
 
-__all__ = ["Assembler", "Layers", "Seen", "check_fraction", "check_layer"]
+__all__ = ["Assembler", "Claim", "Layers", "Paper", "Seen", "check_fraction", "check_layer"]
+
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+"""Per layer, keys after RoPE and values, ``[kv_heads, tokens, head_dim]`` each."""
 
 
-class Assembler(ABC):
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """What one layer has computed, before its attention.
+
+    Attributes:
+        layer: its number; scaling: what logits are multiplied with.
+        starts: number of the first token of each chunk.
+        at: numbers of the tokens that run, sorted ``[tokens]``.
+        queries: ``[heads, tokens, head_dim]``; keys, values: ``[kv_heads, tokens, head_dim]``.
+        old_keys, old_values: what stood in their place, of the same shapes.
+        all_keys: of the whole sequence, the new ones in place ``[kv_heads, all, head_dim]``.
+    """
+
+    layer: int
+    scaling: float
+    starts: tuple[int, ...]
+    at: torch.Tensor
+    queries: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    old_keys: torch.Tensor
+    old_values: torch.Tensor
+    all_keys: torch.Tensor
+
+    @property
+    def chunk(self) -> torch.Tensor:
+        """The number of the chunk each running token is in ``[tokens]``."""
+        starts = torch.tensor(self.starts, device=self.at.device)
+        return torch.searchsorted(starts, self.at, right=True) - 1
+
+
+class Assembler(Method, ABC):
     """A way to join chunks: a frozen, keyword-only dataclass of numbers.
 
-    Class attributes: ``paper``, None for a baseline; ``reads``, whether the caches of the chunks are used at all;
-    ``turns``, whether their keys are turned to their place; ``computes``, whether tokens are run again.
+    Class attributes: those of :class:`~tenuto.method.Method`; ``reads``, whether the caches of the chunks are used at
+    all; ``turns``, whether their keys are turned to their place; ``computes``, whether tokens are run again.
     """
 
     __slots__ = ()
-    paper: ClassVar[Paper | None] = None
     reads: ClassVar[bool] = True
     computes: ClassVar[bool] = True
 
@@ -44,6 +77,8 @@ class Assembler(ABC):
 
     def join(self, cache: KVCache, chunks: Sequence[torch.Tensor], store: ChunkStore | None = None) -> None:
         """Fill an empty cache with chunks of token ids ``[1, tokens]`` each, see :func:`tenuto.reuse.join.join`."""
+        from tenuto.reuse.join import join
+
         join(cache, chunks, self, store)
 
     @abstractmethod

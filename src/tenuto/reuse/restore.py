@@ -40,7 +40,7 @@ class Prefixes:
         if policy.probes >= ALL or policy.scorer.observes == "calls":
             raise AttachError(
                 f"{type(policy.scorer).__name__} scores by the attention of every token, so no prefix can be left "
-                "out. Attach no store, or use another policy, such as SnapKV."
+                "out. Attach no store, or use a policy that looks at the entries or the last queries."
             )
         self.store, self.model, self.layout = store, model, layout
         self.leave = max(policy.probes, 1)

@@ -9,27 +9,32 @@ Without a selector every token is read and the output is the model's own, for ev
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
+import torch
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import GenerationMixin
 
-from tenuto.calibration import fingerprint
+from tenuto.attention.attach import attention_of
+from tenuto.calibration import Profile, fingerprint
+from tenuto.discover import methods, parse
 from tenuto.errors import AttachError, InputError
-from tenuto.kv.attach import give_caches, take_over
+from tenuto.kv.attach import NAME, give_caches, take_over
 from tenuto.kv.models import find_layout
 from tenuto.kv.offload.pool import Pool
 from tenuto.kv.run import current
-from tenuto.shards.affinity import NAME, Affinity
+from tenuto.shards.agreement import Weights, given, mark, model_facts, selector_fact
 from tenuto.shards.cache import ShardedCache
+from tenuto.shards.calibrate import NAME as AFFINITY
 from tenuto.shards.exchange import Exchange, Local
 from tenuto.shards.mesh import DataParallel, Replicated
 from tenuto.shards.plan import Plan
-from tenuto.shards.policy import Placement
+from tenuto.shards.policy import Placement, Sharding, ShardMethod
 from tenuto.shards.routes import Routes
-from tenuto.shards.schedule import Schedule
+from tenuto.shards.schedule import Scheduler
 from tenuto.shards.selector import Selector
 from tenuto.tiers.codec import PageCodec
 from tenuto.tiers.host import HostTier
@@ -42,14 +47,25 @@ class ShardedRun:
     """What ``shard`` yields.
 
     Attributes:
-        plan: how caches are sharded; layout: what was found about the model; routes: what its routers say.
-        last: the cache used last, None before the first call.
+        plan: how caches are sharded; layout: what was found about the model; routes: what its routers say; weights:
+            of its decoder.
     """
 
     def __init__(self, model: Any, plan: Plan) -> None:
         self.model, self.plan, self.layout = model, plan, find_layout(model)
-        self.last: ShardedCache | None = None
-        self.routes = Routes(self.layout.blocks)
+        self.routes, self.weights = Routes(self.layout.blocks), Weights(self.layout.decoder)
+        self._latest: ShardedCache | None = None
+        self._here = threading.local()
+
+    @property
+    def last(self) -> ShardedCache | None:
+        """The cache this thread used last, or if it has used none, any other did; None before the first call."""
+        mine: ShardedCache | None = getattr(self._here, "last", None)
+        return mine or self._latest
+
+    @last.setter
+    def last(self, cache: ShardedCache) -> None:
+        self._here.last = self._latest = cache
 
     def cache(self) -> ShardedCache:
         """A new, empty cache, to be given as ``past_key_values``."""
@@ -57,6 +73,7 @@ class ShardedRun:
 
     def step(self, original: Callable[..., Any], named: dict[str, Any]) -> Any:
         """One call of the decoder's ``forward``."""
+        self._refuse(named)
         cache, wanted = named.get("past_key_values"), named.get("use_cache")
         if cache is None and not (self.layout.config.use_cache if wanted is None else wanted):
             return original(**named)
@@ -67,19 +84,45 @@ class ShardedRun:
             raise AttachError(f"{kind} was passed to a sharded model. Pass none, or one made by run.cache().")
         if cache.plan is not self.plan:
             raise AttachError("The cache was made in another `with shard(...)` block. Make a new one: run.cache().")
-        ids, mask = named.get("input_ids"), named.get("attention_mask")
-        given: Any = ids if ids is not None else named.get("inputs_embeds")
+        ids = named.get("input_ids")
+        tokens: Any = ids if ids is not None else named.get("inputs_embeds")
+        with self.plan.exchange.turn:
+            facts = self._facts(cache, named, tokens.device)
+            self.routes.clear()
+            cache.begin(tokens.shape[0], tokens.shape[1], named.get("attention_mask"), tokens.device, facts)
+            self.last, token = cache, current.set(cache)
+            try:
+                result = original(**named)
+            finally:
+                current.reset(token)
+                self.routes.clear()
+            cache.finish()
+        return result
+
+    def _refuse(self, named: dict[str, Any]) -> None:
+        """What is asked for and cannot be given."""
+        config, mask = self.layout.config, named.get("attention_mask")
         if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
             raise AttachError("An attention mask of four dimensions was given. Give a mask [batch, tokens], or none.")
-        self.routes.clear()
-        cache.begin(given.shape[0], given.shape[1], mask, given.device)
-        self.last, token = cache, current.set(cache)
-        try:
-            result = original(**named)
-        finally:
-            current.reset(token)
-        cache.finish()
-        return result
+        if named.get("output_attentions", config.output_attentions):
+            raise AttachError(
+                "output_attentions=True was asked for of a sharded model, where attention weights are never whole. Ask "
+                "outside the `with shard(...)` block, or leave it out."
+            )
+        if config._attn_implementation != NAME:
+            raise AttachError(
+                f"The attention implementation was set to {config._attn_implementation!r} while the model is sharded. "
+                "Set it before the `with shard(...)` block."
+            )
+
+    def _facts(self, cache: ShardedCache, named: dict[str, Any], device: torch.device) -> dict[str, int]:
+        """What must be the same on all ranks in this call; of the model where a text begins."""
+        if self.plan.exchange.ranks == 1:
+            return {}
+        found = given(named, cache.history, device.type, self.model.training, self.plan.exchange.alike)
+        starts = cache.get_seq_length() == 0
+        facts = model_facts(self.model, self.layout.decoder, self.weights) if starts else {}
+        return found | {"weights, configurations or adapters": mark(facts)}
 
     def summary(self) -> dict[str, Any]:
         """The last cache in numbers: bytes on this rank and of all shards, counted from tensors; what was sent;
@@ -132,6 +175,33 @@ def _exchange(mesh: DeviceMesh | None, layout: str) -> Exchange:
     return Replicated(mesh) if layout == "replicated" else DataParallel(mesh)
 
 
+def _parts(policy: ShardMethod | Placement | str, profile: Profile | None) -> Sharding:
+    """The parts of what was given."""
+    method = parse(policy, methods(ShardMethod)) if isinstance(policy, str) else policy
+    if isinstance(method, ShardMethod):
+        return method.compose(profile)
+    if isinstance(method, Placement):
+        return Sharding(placement=method)
+    raise InputError(f"A {type(policy).__name__} was given as policy. Give a method of the shards family, or its text.")
+
+
+def _placed(policy: object, chosen: Sharding) -> Placement:
+    if chosen.placement is None:
+        placements = ", ".join(name for name, cls in methods(ShardMethod).items() if issubclass(cls, Placement))
+        raise InputError(
+            f"{policy} says which pages are read, and not which shard holds a token. Write PLACEMENT+{policy}, for "
+            f"example with one of {placements}."
+        )
+    return chosen.placement
+
+
+def _count(exchange: Exchange, shards: int | None) -> int:
+    count = exchange.ranks if shards is None else shards
+    if count < 1 or count % exchange.ranks:
+        raise InputError(f"shards={count} on {exchange.ranks} ranks: give a multiple of the ranks.")
+    return count
+
+
 def _codec(name: str, recent: int) -> PageCodec:
     codec = PageCodec.parse(name)
     if codec.zstd:
@@ -141,67 +211,88 @@ def _codec(name: str, recent: int) -> PageCodec:
     return codec
 
 
-def _demotes(schedule: Schedule | None, selector: Selector | None) -> bool:
+def _demotes(schedule: Scheduler | None, selector: Selector | None) -> bool:
     """Whether pages may go to a lower tier."""
     if schedule is None:
         return False
     if schedule.lossy and schedule.estimated and selector is None:
         raise InputError(
-            f"Schedule(utility={schedule.utility!r}, lossy=True) deletes what a selector gives little attention: give "
-            "selector=Summary(keep=1.0) to read all that is held, or utility='streaming_llm'."
+            f"{schedule} deletes what a selector gives little attention: give a selector as well (with keep=1.0 it "
+            "reads all that is held), or a utility that goes by age."
         )
     return not schedule.lossy
+
+
+def _attached(run: ShardedRun, layout: str) -> dict[str, str]:
+    """What all ranks must attach with."""
+    plan = run.plan
+    return {
+        **model_facts(run.model, run.layout.decoder, run.weights),
+        "placement": str(plan.placement),
+        "selector": selector_fact(plan.selector),
+        "schedule": str(plan.schedule),
+        "codec": f"{plan.codec} but of the last {plan.recent} tokens",
+        "shards": str(plan.shards),
+        "layout": layout,
+        "measure": str(plan.measure),
+    }
 
 
 @contextmanager
 def shard(
     model: Any,
-    placement: Placement,
+    policy: ShardMethod | Placement | str,
     *,
     mesh: DeviceMesh | None = None,
     shards: int | None = None,
     selector: Selector | None = None,
     measure: bool = True,
     layout: Literal["replicated", "data_parallel"] = "replicated",
-    schedule: Schedule | None = None,
+    schedule: Scheduler | None = None,
     tier: Tier | None = None,
     codec: str = "raw",
     recent: int = 64,
+    profile: Profile | None = None,
 ) -> Iterator[ShardedRun]:
     """Run a transformers model on a sharded cache inside a ``with`` block.
 
     Args:
         model: a decoder-only transformers model, dense or a mixture of experts; on a mesh, the same on every rank.
-        placement: which shard holds a token, for example ``RoundRobin()``.
+        policy: a method of this family, its text, or a placement alone: which shard holds a token.
         mesh: one dimension of ranks, shards dealt out in turn; None: all shards are in this process.
         shards: a multiple of the ranks, by default one for each.
-        selector: which pages a decoding step reads; None reads all and is exact.
+        selector: which pages a decoding step reads, in place of the method's; without any all are read, and the output
+            is exact.
         measure: measure the attention mass that a selector leaves out, which reads the keys of all tokens.
         schedule: which pages leave memory for the ``tier`` (by default the memory of this process); with it, the mass
             that a selector leaves out is not measured. A lossy schedule deletes them, and changes the output.
         codec: how full pages are held: ``raw`` (exact), ``fp8``, ``int8``, ``int4`` or ``delta8``; summaries and open
             pages are not coded. recent: the newest tokens of a row; a page with one of them is not coded either.
+        profile: for a method that needs one.
         layout: ``replicated``: all ranks are given the same rows; ``data_parallel``: rows of their own, as many each.
 
     Raises:
+        PolicyError: no such method. CalibrationError: the method needs a profile.
         AttachError: no such model, attached already, or ranks that do not fit together.
         InputError: a number of shards, a layout, a codec or a schedule that is not allowed.
         StoreError: a rank does not answer (also from the model, while it runs).
     """
     exchange = _exchange(mesh, layout)
-    count = exchange.ranks if shards is None else shards
-    if count < 1 or count % exchange.ranks:
-        raise InputError(f"shards={count} on {exchange.ranks} ranks: give a multiple of the ranks.")
+    count = _count(exchange, shards)
+    chosen = _parts(policy, profile)
+    placement, selector = _placed(policy, chosen), selector or chosen.selector
     coded = _codec(codec, recent)
     demotes = _demotes(schedule, selector)
     if tier is not None and not demotes:
         raise InputError("tier= says where demoted pages go: give a schedule= that is not lossy too, or neither.")
     pool = Pool(tier or HostTier(2**62), None) if demotes else None
+    if built_in := attention_of(model):
+        raise AttachError(f"{type(model).__name__} was retrofitted with {built_in}, which has a cache of its own.")
     run = ShardedRun(model, Plan(placement, count, selector, measure, exchange, schedule, pool, coded, recent))
-    if isinstance(selector, Affinity):
-        selector.profile.check(NAME, fingerprint(run.layout.decoder))
-    name = f"{type(model).__name__} {fingerprint(run.layout.decoder)}"
-    exchange.agree(f"{name} with {placement}, {selector}, {schedule}, {coded} but {recent}, {count} shards")
+    if selector is not None and selector.learnt is not None:
+        selector.learnt.check(AFFINITY, fingerprint(run.layout.decoder))
+    if exchange.ranks > 1:
+        exchange.agree(_attached(run, layout))
     with ExitStack() as stack:
         take_over(stack, run)
         if run.plan.routed:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -40,33 +42,36 @@ class Exchange(ABC):
 
     Attributes:
         rank: of this process; ranks: how many there are; traffic: what was sent.
-        decoding: whether the present call is one token per row.
+        alike: whether ranks are given the same rows; decoding: whether the present call is one token per row.
+        turn: held while a call runs, where calls of several threads must not mix.
     """
 
     rank: int = 0
     ranks: int = 1
+    alike: bool = True
 
     def __init__(self) -> None:
         self.traffic = Traffic()
+        self.turn: AbstractContextManager[Any] = nullcontext()
         self.decoding = False
 
     @abstractmethod
-    def agree(self, facts: str) -> None:
-        """All ranks must say the same.
+    def agree(self, facts: dict[str, str]) -> None:
+        """All ranks must say the same, however long it is.
 
         Raises:
-            AttachError: they do not.
+            AttachError: they do not; on all ranks, with the name of what differs.
         """
 
     @abstractmethod
-    def begin(self, valid: torch.Tensor) -> torch.Tensor:
+    def begin(self, valid: torch.Tensor, facts: Mapping[str, int]) -> torch.Tensor:
         """A call of the model starts: which tokens are real, in all rows whose entries are sharded here.
 
         Args:
-            valid: in this rank's rows ``[batch, new]`` bool.
+            valid: in this rank's rows ``[batch, new]`` bool; facts: what must be the same on all ranks.
 
         Raises:
-            AttachError: ranks were given calls of different shapes.
+            AttachError: ranks were given other calls; on all ranks, with the name of what differs.
         """
 
     @abstractmethod
@@ -99,10 +104,10 @@ class Exchange(ABC):
 class Local(Exchange):
     """One process that holds all shards."""
 
-    def agree(self, facts: str) -> None:
+    def agree(self, facts: dict[str, str]) -> None:
         """Nobody to disagree with."""
 
-    def begin(self, valid: torch.Tensor) -> torch.Tensor:
+    def begin(self, valid: torch.Tensor, facts: Mapping[str, int]) -> torch.Tensor:
         return valid
 
     def rows(self, mine: Sequence[torch.Tensor]) -> list[torch.Tensor]:

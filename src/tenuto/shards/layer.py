@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from tenuto.errors import AttachError
 from tenuto.kv.engine import EngineLayer
 from tenuto.kv.offload.read import wide
+from tenuto.shards.gradients import Refused, among_themselves
 from tenuto.shards.merge import Part, merge, pack, part, rest, unpack
 from tenuto.shards.plan import Books, Plan, Step
 from tenuto.shards.policy import Arrivals
@@ -49,25 +51,44 @@ class ShardedLayer(EngineLayer):
 
     # Attention.
 
-    @torch.no_grad()
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, softcap: float | None
     ) -> torch.Tensor:
         """Attend to new and older tokens, then hold the new ones.
 
         ``query [batch, heads, new, head_dim]``, ``key`` and ``value [batch, kv_heads, new, head_dim]``; gives
-        ``[batch, new, heads, head_dim]``, zero for padding.
+        ``[batch, new, heads, head_dim]``, zero for padding. Gradients are those of the first call of a cache; later
+        ones would have to reach what is held, and are refused when they are asked for.
 
         Raises:
             StoreError: a rank does not answer.
         """
-        step, plan = self.step, self.plan
+        step, older = self.step, any(self.seen)
         if step is None:
             raise AttachError("This cache belongs to a sharded model. Use it inside the `with` block that made it.")
-        mine = slice(step.first, step.first + step.batch)
-        valid = step.valid[mine]
-        own = [_chunk(*row, scaling, softcap) for row in zip(query, key, value, valid, strict=True)]
-        parts = [Part(torch.stack([one.output for one in own]), torch.stack([one.lse for one in own]))]
+        valid = step.valid[step.first : step.first + step.batch]
+        learns = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+        own = Part(*among_themselves(query, key, value, valid, scaling, softcap, learns and not older))
+        with torch.inference_mode(False), torch.no_grad():  # what is held outlives the caller's mode
+            whole = self._with_older(step, own, query.detach(), key.detach(), value.detach(), scaling, softcap)
+        output = (whole if older else own.output).to(query.dtype)
+        if learns and older:
+            apply: Any = Refused.apply
+            output = apply(output, query, key, value)
+        return output.masked_fill(~valid[:, None, :, None], 0).transpose(1, 2)
+
+    def _with_older(
+        self,
+        step: Step,
+        own: Part,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """The attention of the new tokens, ``own`` being what they give among themselves; then they are held."""
+        plan, parts, mine = self.plan, [own], slice(step.first, step.first + step.batch)
         probs = self.route() if plan.routed else None
         routed = [] if probs is None else [probs.float().view(step.batch, step.new, -1)]
         older = any(self.seen)
@@ -81,9 +102,8 @@ class ShardedLayer(EngineLayer):
         whole = merge(parts)
         if gone is not None:
             self.books.dropped.append(float((gone - torch.logaddexp(gone, whole.lse)).exp().mean()))
-        output = whole.output.to(query.dtype)
         self._hold(shared[0], shared[1], router, step.valid)
-        return output.masked_fill(~valid[:, None, :, None], 0).transpose(1, 2)
+        return whole.output
 
     def _moving(self, query: torch.Tensor, rows: int) -> bool:
         """Whether moving the older keys and values is cheaper than sending partial attention: prefills only."""
@@ -321,34 +341,26 @@ class ShardedLayer(EngineLayer):
         self.shelves = [{shard: shelf.copied() for shard, shelf in self.shelves[row].items()} for row in rows]
         self.seen = [self.seen[row] for row in rows]
 
-    def drop_last(self, count: int) -> None:
-        """Forget the newest tokens of each row.
+    def check_crop(self, count: int, kept: Sequence[int]) -> None:
+        """Whether the newest ``count`` tokens can be forgotten, so that ``kept [rows]`` real ones are left.
 
         Raises:
             AttachError: pages have summaries or are coded, or may be in a lower tier.
         """
-        if self.plan.schedule is not None:
+        if count and self.plan.schedule is not None:
             raise AttachError("Tokens cannot be taken back where pages are demoted: leave out schedule= for this.")
+        for table, left in zip(self.tables, kept, strict=True):
+            if left < int(table.index.amax() + 1 if table.index.numel() else 0):
+                table.check_crop(left)
+
+    def crop_to(self, columns: int, kept: Sequence[int]) -> None:
+        """Forget what came after the first ``columns``, ``kept [rows]`` of which are real; checked before."""
         for row, table in enumerate(self.tables):
-            self.seen[row] -= count
+            self.seen[row] = kept[row]
             shards = table.shard
-            self._keep(row, shards, table.crop(self.seen[row]))
-        self.columns -= count
+            self._keep(row, shards, table.crop(kept[row]))
+        self.columns = columns
 
     def reset(self) -> None:
         """Forget everything."""
         self.tables, self.shelves, self.seen, self.columns = [], [], [], 0
-
-
-def _chunk(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    valid: torch.Tensor,
-    scaling: float,
-    softcap: float | None,
-) -> Part:
-    """New tokens of one row among themselves: each sees those before it and itself."""
-    new = query.shape[1]
-    causal = torch.ones(new, new, dtype=torch.bool, device=query.device).tril_() & valid
-    return part(query, key, value, scaling, softcap, None if new == 1 else causal)

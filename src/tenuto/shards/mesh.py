@@ -8,7 +8,9 @@ and values that are held while decoding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from tenuto.errors import AttachError, StoreError
+from tenuto.shards.agreement import disagreement
 from tenuto.shards.exchange import Exchange
 
 __all__ = ["DataParallel", "Replicated", "open_mesh"]
@@ -55,7 +58,8 @@ class _Meshed(Exchange):
             raise AttachError(f"The mesh has {mesh.ndim} dimensions. Give one dimension of it: mesh['kv'].")
         if mesh.get_coordinate() is None:
             raise AttachError(f"This process is not one of the {mesh.size()} ranks of the mesh. Attach on those only.")
-        self.group, self.timeout = mesh.get_group(), timeout
+        self.turn = threading.Lock()  # messages of two calls would meet those of others
+        self.group, self.timeout, self._device = mesh.get_group(), timeout, mesh.device_type
         self.rank, self.ranks = mesh.get_local_rank(), mesh.size()
 
     def _finish(self, start: Callable[[], Any]) -> None:
@@ -67,7 +71,7 @@ class _Meshed(Exchange):
             reason = str(error).splitlines()[0][:160]
             raise StoreError(
                 f"A rank of the mesh does not answer (rank {self.rank} of {self.ranks} waited, {self.timeout:g} s at "
-                f"most): {reason}. This generation is lost; start all ranks again."
+                f"most): {reason}. It has ended, or made fewer calls. This generation is lost; start all ranks again."
             ) from error
 
     def _gather(self, mine: torch.Tensor) -> torch.Tensor:
@@ -77,27 +81,36 @@ class _Meshed(Exchange):
         self._finish(lambda: dist.all_gather(list(found), mine, group=self.group, async_op=True))
         return found
 
-    def agree(self, facts: str) -> None:
-        said = torch.zeros(512, dtype=torch.uint8)
-        letters = torch.frombuffer(bytearray(facts.encode()[:512]), dtype=torch.uint8)
-        said[: len(letters)] = letters
-        for rank, row in enumerate(self._gather(said)):
-            if not torch.equal(row, said):
-                other = bytes(row.tolist()).rstrip(b"\0").decode()
-                raise AttachError(f"Rank {self.rank} attached {facts}, and rank {rank} {other}. Give all the same.")
+    def _numbers(self, mine: Sequence[int]) -> torch.Tensor:
+        """``[ranks, numbers]`` int64, on the CPU."""
+        return self._gather(torch.tensor(mine, device=self._device)).cpu()
 
-    def begin(self, valid: torch.Tensor) -> torch.Tensor:
+    def agree(self, facts: dict[str, str]) -> None:
+        data = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+        sizes = self._numbers([len(data)])[:, 0].tolist()
+        said = data.new_zeros(max(sizes))
+        said[: len(data)] = data
+        rows = self._gather(said.to(self._device)).cpu()
+        texts = [json.loads(bytes(row[:size].tolist())) for row, size in zip(rows, sizes, strict=True)]
+        if differs := disagreement(self.rank, texts):
+            raise AttachError(differs)
+
+    def begin(self, valid: torch.Tensor, facts: Mapping[str, int]) -> torch.Tensor:
         self.decoding = valid.shape[1] == 1
-        if not self.decoding or self.others or self._shapes_each_step:
-            shapes = self._gather(torch.tensor(valid.shape))
-            if not bool((shapes == shapes[0]).all()):
+        said = self._numbers([*valid.shape, *facts.values()])
+        if not bool((said[:, :2] == said[:, :2][0]).all()):
+            raise AttachError(
+                f"Ranks were given calls of different shapes, [rows, tokens] = {said[:, :2].tolist()}. "
+                "All ranks must step together: pad prompts to one length, and write the same number of tokens."
+            )
+        for name, values in zip(facts, said.T[2:].tolist(), strict=True):
+            if len(set(values)) > 1:
+                other = next(rank for rank, value in enumerate(values) if value != values[self.rank])
                 raise AttachError(
-                    f"Ranks were given calls of different shapes, [rows, tokens] = {shapes.tolist()}. "
-                    "All ranks must step together: pad prompts to one length, and write the same number of tokens."
+                    f"Ranks differ in {name}: rank {self.rank} and rank {other} were not given the same. Give all "
+                    "ranks the same prompts, masks, settings and, when sampling, the same seed."
                 )
         return valid
-
-    _shapes_each_step = False
 
     def visit(self, mine: torch.Tensor, sizes: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
         yield self.rank, mine
@@ -129,14 +142,14 @@ class Replicated(_Meshed):
 class DataParallel(_Meshed):
     """Every rank has rows of its own, as many as the others."""
 
-    _shapes_each_step = True
+    alike = False
 
     @property
     def others(self) -> int:
         return self.rank
 
-    def begin(self, valid: torch.Tensor) -> torch.Tensor:
-        return self._gather(super().begin(valid).to(torch.uint8)).flatten(0, 1).bool()
+    def begin(self, valid: torch.Tensor, facts: Mapping[str, int]) -> torch.Tensor:
+        return self._gather(super().begin(valid, facts).to(torch.uint8)).flatten(0, 1).bool()
 
     def rows(self, mine: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         flat = torch.cat([x.contiguous().view(torch.uint8).flatten(1) for x in mine], 1)

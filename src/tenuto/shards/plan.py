@@ -9,7 +9,7 @@ import torch
 from tenuto.kv.offload.pool import Pool
 from tenuto.shards.exchange import Exchange
 from tenuto.shards.policy import Placement
-from tenuto.shards.schedule import Schedule
+from tenuto.shards.schedule import Scheduler
 from tenuto.shards.selector import Selector
 from tenuto.tiers.codec import PageCodec
 
@@ -36,7 +36,7 @@ class Plan:
     selector: Selector | None
     measure: bool
     exchange: Exchange
-    schedule: Schedule | None = None
+    schedule: Scheduler | None = None
     pool: Pool | None = None
     codec: PageCodec = RAW
     recent: int = 64

@@ -1,4 +1,7 @@
-"""The contract of a placement: which shard holds a token's keys and values.
+"""The contract of the shards family: which shard holds a token's keys and values, and which pages a step reads.
+
+A :class:`ShardMethod` is a published method; it composes a :class:`Sharding` of two parts, a :class:`Placement` and a
+:class:`~tenuto.shards.selector.Selector`. A part that is a method by itself is both.
 
 A shard is a part of the cache; shards live on ranks. Tokens are placed once, when they come, and stay. Every rank
 places every token by the same rule from the same numbers, so that all know where everything is without a message.
@@ -8,12 +11,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 
 from tenuto.errors import PolicyError
+from tenuto.method import Method
+from tenuto.paper import Claim, Paper
 
-__all__ = ["Arrivals", "Placement", "Places", "capped"]
+if TYPE_CHECKING:
+    from tenuto.calibration import Profile
+    from tenuto.shards.selector import Selector
+
+__all__ = [
+    "Arrivals",
+    "Claim",
+    "Joint",
+    "Paper",
+    "Placement",
+    "Places",
+    "ShardMethod",
+    "Sharding",
+    "capped",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,3 +121,86 @@ def capped(home: torch.Tensor, loads: torch.Tensor, slack: float) -> torch.Tenso
     chosen = home.clone()
     chosen[over] = by_room.repeat_interleave(room[by_room])[: int(over.sum())]
     return chosen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharding:
+    """What a method chooses.
+
+    Attributes:
+        placement: which shard holds a token; None: it is left open.
+        selector: which pages a decoding step reads; None: all, and the output is exact.
+    """
+
+    placement: Placement | None = None
+    selector: Selector | None = None
+
+
+class ShardMethod(Method, ABC):
+    """A published method for caches on shards; ``first+second`` lets the second choose what the first leaves open.
+
+    Class attribute: ``default``, whether a job that names no method takes this one.
+    """
+
+    __slots__ = ()
+    default: ClassVar[bool] = False
+    follows: ClassVar[bool] = True
+
+    @property
+    def profiled(self) -> bool:
+        """Whether a profile is needed (``tenuto calibrate shards``)."""
+        return False
+
+    @abstractmethod
+    def compose(self, profile: Profile | None = None) -> Sharding:
+        """The method's parts.
+
+        Raises:
+            CalibrationError: the method needs a profile, and none was given.
+        """
+
+    def plus(self, then: Method) -> Method:
+        """Both: ``then`` chooses what this leaves open."""
+        return Joint((self, cast(ShardMethod, then)))
+
+
+@dataclass(frozen=True, slots=True)
+class Joint(ShardMethod):
+    """Several methods as one, written ``first+second``: of each part, the first that chooses it counts.
+
+    Attributes:
+        parts: the methods.
+
+    Raises:
+        PolicyError: a method chooses nothing that those before it leave open.
+    """
+
+    parts: tuple[ShardMethod, ...]
+
+    def __post_init__(self) -> None:
+        if self.profiled:
+            return  # which parts there are is known without a profile for all but those
+        self.compose()
+
+    @property
+    def profiled(self) -> bool:
+        """See :class:`ShardMethod`."""
+        return any(part.profiled for part in self.parts)
+
+    def plus(self, then: Method) -> Method:
+        """One more."""
+        return Joint((*self.parts, cast(ShardMethod, then)))
+
+    @property
+    def chain(self) -> tuple[Method, ...]:
+        """The methods joined."""
+        return self.parts
+
+    def compose(self, profile: Profile | None = None) -> Sharding:
+        placement, selector = None, None
+        for part in self.parts:
+            own = part.compose(profile)
+            if not (own.placement and placement is None) and not (own.selector and selector is None):
+                raise PolicyError(f"{part} chooses nothing that the methods before it leave open. Leave it out.")
+            placement, selector = placement or own.placement, selector or own.selector
+        return Sharding(placement=placement, selector=selector)

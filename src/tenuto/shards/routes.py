@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -14,6 +15,7 @@ __all__ = ["Routes"]
 
 class Routes:
     """Attention of a layer runs before its router: what can be known then is what the router of the layer before said.
+    What was said belongs to the thread that calls the model.
 
     Attributes:
         gates: the routers, by layer: the child ``gate`` of a layer's MLP that knows its ``num_experts``. Layers whose
@@ -26,21 +28,25 @@ class Routes:
             gate = getattr(getattr(block, "mlp", None), "gate", None)
             if isinstance(gate, nn.Module) and isinstance(getattr(gate, "num_experts", None), int):
                 self.gates[number] = gate
-        self._said: dict[int, torch.Tensor] = {}
+        self._here = threading.local()
 
     def before(self, number: int) -> torch.Tensor | None:
         """Probabilities ``[batch * tokens, experts]`` float32 of the router of the layer before; None: it has none."""
-        return self._said.get(number - 1)
+        return self._said().get(number - 1)
+
+    def _said(self) -> dict[int, torch.Tensor]:
+        said: dict[int, torch.Tensor] = vars(self._here).setdefault("said", {})
+        return said
 
     def clear(self) -> None:
-        """A call starts."""
-        self._said.clear()
+        """A call starts, or is over."""
+        self._said().clear()
 
     def listen(self, stack: ExitStack) -> None:
         """Listen until the stack unwinds."""
         for number, gate in self.gates.items():
 
             def note(module: nn.Module, given: Any, result: Any, number: int = number) -> None:
-                self._said[number] = result[0].detach().float().softmax(-1)
+                self._said()[number] = result[0].detach().float().softmax(-1)
 
             stack.callback(gate.register_forward_hook(note).remove)

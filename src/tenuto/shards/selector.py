@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from tenuto.errors import PolicyError
 from tenuto.shards.table import Table
+
+if TYPE_CHECKING:
+    from tenuto.calibration import Profile
 
 __all__ = ["Asked", "Selector"]
 
@@ -44,7 +48,8 @@ class Selector(ABC):
 
     Attributes:
         keep: tokens read, as a share of the tokens held, sinks and window included, in (0, 1].
-        sinks, window: first and last tokens, which are always read.
+        sinks: first tokens, which are always read.
+        window: last tokens, which are always read.
         penalty: what a page in a lower tier loses of its score, because reading it is a fetch. (PiKV's term, but for
             what reading costs now and not for what was missed before.)
 
@@ -78,6 +83,11 @@ class Selector(ABC):
     def routed(self) -> bool:
         """Whether the router's choices are asked for."""
         return "experts" in self.needs
+
+    @property
+    def learnt(self) -> Profile | None:
+        """The profile it goes by, which must be of the same model; None: it needs none."""
+        return None
 
     @abstractmethod
     def score(self, asked: Asked) -> torch.Tensor:

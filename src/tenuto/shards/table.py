@@ -131,8 +131,8 @@ class Table:
         filled = self.index.masked_fill(self.index < 0, 2**30)
         return Use(self.step, **self.usage, newest=self.index.amax(-1).float(), oldest=filled.amin(-1).float())
 
-    def crop(self, length: int) -> torch.Tensor:
-        """Forget tokens from number ``length`` on; gives which pages stay ``[pages]`` bool.
+    def check_crop(self, length: int) -> None:
+        """Whether tokens from number ``length`` on can be forgotten.
 
         Raises:
             AttachError: pages have summaries, which cannot forget, or the tokens are in coded pages.
@@ -143,6 +143,15 @@ class Table:
             )
         if bool((self.coded & (self.index.amax(-1) >= length)).any()):
             raise AttachError("Tokens cannot be taken back from coded pages: give a larger recent=, or codec='raw'.")
+
+    def crop(self, length: int) -> torch.Tensor:
+        """Forget tokens from number ``length`` on; gives which pages stay ``[pages]`` bool.
+
+        Raises:
+            AttachError: as :meth:`check_crop`.
+        """
+        if bool((self.index >= length).any()):
+            self.check_crop(length)
         self.index = self.index.masked_fill(self.index >= length, -1)
         stay = self.counts > 0
         self.keep(stay)

@@ -23,7 +23,7 @@ from tenuto.kv.cache import KVCache
 from tenuto.kv.policy import KVMethod, KVPolicy
 from tenuto.testing.law import LawError, expect, law_round_trip
 
-__all__ = ["KV_LAWS", "LawError", "TinyLM", "check_kv_policy", "tokens"]
+__all__ = ["KV_LAWS", "LawError", "TinyLM", "check_kv_policy", "close", "follow", "tokens"]
 
 TOLERANCE = 1e-4
 Policy = KVMethod | KVPolicy
@@ -97,7 +97,8 @@ def _on(
         yield model, run
 
 
-def _close(left: torch.Tensor, right: torch.Tensor, law: str) -> None:
+def close(left: torch.Tensor, right: torch.Tensor, law: str) -> None:
+    """Raise LawError unless logits agree to ``TOLERANCE`` of the largest of ``right``: float32 in another order."""
     gap = (left - right).abs().max()
     expect(bool(gap <= TOLERANCE * max(1.0, float(right.abs().max()))), law, f"logits that differ by {float(gap):.2e}")
 
@@ -117,7 +118,7 @@ def law_full_budget_is_identity(policy: Policy) -> None:
     options = {"max_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
     written = [model.generate(prompt, num_beams=beams, **options) for beams in (1, 3)]
     with _on(policy, MemoryBudget.keep(1.0), model=model) as (_, run):
-        _close(follow(model, run.cache(), prompt, steps), plain, "a full budget is the identity")
+        close(follow(model, run.cache(), prompt, steps), plain, "a full budget is the identity")
         for beams, before in zip((1, 3), written, strict=True):
             after = model.generate(prompt, num_beams=beams, **options)
             expect(torch.equal(after, before), f"a full budget writes the same with {beams} beams", after.tolist())
@@ -131,7 +132,7 @@ def law_short_prompts_pass_through(policy: Policy) -> None:
     model = TinyLM()
     plain = follow(model, DynamicCache(config=model.config), prompt, steps)
     with _on(policy, MemoryBudget.tokens(1000), model=model) as (_, run):
-        _close(follow(model, run.cache(), prompt, steps), plain, "a short prompt passes through")
+        close(follow(model, run.cache(), prompt, steps), plain, "a short prompt passes through")
         one = model(prompt[:, :1]).logits
         expect(bool(torch.isfinite(one).all()), "a prompt of one token works", one)
 
@@ -207,7 +208,7 @@ def law_padding(policy: Policy) -> None:
         alone = [follow(model, run.cache(), p, steps[row : row + 1]) for row, p in enumerate(prompts)]
         together = follow(model, cache := run.cache(), batch, steps, mask)
         for row, single in enumerate(alone):
-            _close(together[row], single[0], f"row {row} of a left-padded batch equals the row alone")
+            close(together[row], single[0], f"row {row} of a left-padded batch equals the row alone")
         expect(len({_spent(cache, row) for row in range(4)}) > 1, "rows have budgets of their own", cache.counts())
 
 
@@ -222,7 +223,7 @@ def law_chunks(policy: Policy) -> None:
                 follow(model, cache, part, tokens(0))
             last = follow(model, cache, prompt[:, -1:], tokens(0))
         after = follow(model, cache, steps[:, :1], steps[:, 1:])
-        _close(torch.cat([last, after], 1), whole, "chunked prefill equals one-shot prefill")
+        close(torch.cat([last, after], 1), whole, "chunked prefill equals one-shot prefill")
         options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
         once = model.generate(prompt, **options)
         chunked = model.generate(prompt, prefill_chunk_size=29, **options)
@@ -280,7 +281,7 @@ def law_saved(policy: Policy) -> None:
         loaded = run.load(Path(folder) / "cache")
         expect(loaded.counts() == cache.counts(), "a loaded cache holds the same entries", loaded.counts())
         pair = [follow(model, each, tokens(7, 2), tokens(5, 3)) for each in (cache, loaded)]
-        _close(pair[1], pair[0], "a loaded cache goes on as the saved one")
+        close(pair[1], pair[0], "a loaded cache goes on as the saved one")
 
 
 def law_detaches(policy: Policy) -> None:

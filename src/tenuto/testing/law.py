@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tenuto import catalog
+from tenuto.method import Method
 
 __all__ = ["LawError", "expect", "law_round_trip"]
 
@@ -19,7 +20,7 @@ def expect(truth: bool, law: str, seen: object) -> None:
         raise LawError(f"law broken: {law}; seen: {seen}")
 
 
-def law_round_trip(policy: catalog.Policy) -> None:
+def law_round_trip(policy: Method) -> None:
     """Frozen, hashable, and the same after a trip through text."""
     text = catalog.text(policy)
     expect(catalog.parse(text) == policy, "a policy round-trips through text", text)

@@ -30,7 +30,7 @@ class Documents(TextTask):
 
     __slots__ = ()
     name = "documents"
-    source = "our own; the need for it is that of CacheBlend (https://arxiv.org/abs/2405.16444, section 3)"
+    source = "our own; the need for it is that of https://arxiv.org/abs/2405.16444, section 3"
     summary = "Numbers; what they are stands at the end of the document before."
     parts: ClassVar[int] = len(FACTS) + 1
 

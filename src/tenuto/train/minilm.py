@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from tenuto.attention import attentions, parse, retrofit
+from tenuto import catalog
+from tenuto.attention import retrofit
 from tenuto.attention.policy import Attention
 from tenuto.errors import InputError, PolicyError, closest
 
@@ -249,6 +250,4 @@ def _parse(attention: str) -> Attention:
     for name in (part.partition(":")[0] for part in attention.split("+")):
         if name in PLAIN:
             raise PolicyError(f"{attention}: {name} is a model's own attention, which comes last and once.")
-        if name not in attentions():
-            raise PolicyError(f"Unknown attention {name!r}.{closest(name, [*PLAIN, *attentions()])}")
-    return parse(attention)
+    return catalog.parse(attention, "attention")

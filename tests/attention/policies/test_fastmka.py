@@ -7,7 +7,8 @@ import torch
 from retrofitted import SHAPE, call, plain, stir, tokens
 from transformers import DynamicCache
 
-from tenuto.attention import FastMKA, attention_of, held, parse, retrofit, watch
+from tenuto import catalog
+from tenuto.attention import FastMKA, attention_of, held, retrofit, watch
 from tenuto.attention.policy import shares
 from tenuto.errors import PolicyError
 
@@ -60,5 +61,5 @@ def test_in_half_precision_the_averages_stay_single() -> None:
 def test_numbers_out_of_range() -> None:
     for text in ("fastmka:horizons=0", "fastmka:shortest=9,longest=8", "fastmka:bottleneck=0", "short_conv:kernel=1"):
         with pytest.raises(PolicyError, match="not allowed"):
-            parse(text)
+            catalog.parse(text, "attention")
     assert attention_of(retrofit(plain(), FastMKA(horizons=2))) == "fastmka:horizons=2"

@@ -11,6 +11,8 @@ from tenuto.records.attention import read_attention_runs
 from tenuto.train.tokens import Tokens
 from tenuto.train.training import Training, train
 
+pytestmark = pytest.mark.training
+
 JOB = AttentionJob(windows=2, rows=2, contexts=(40, 80), repeats=2)
 
 

@@ -26,6 +26,8 @@ from tenuto.report import write_report
 from tenuto.telemetry import Telemetry
 from tenuto.zoo.pipelines import ImageModel, load_model
 
+pytestmark = pytest.mark.slow
+
 JOB = Job(steps=8, samples=12, guidance=1.5, seed=2)
 POLICIES = [tenuto.EveryN(), tenuto.EveryN(n=4), tenuto.FirstBlock(threshold=0.0), tenuto.FastCache(rtol=10.0)]
 Measured = tuple[Path, dict[str, Run]]

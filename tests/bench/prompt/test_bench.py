@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tenuto.bench.prompt.bench import ASKED, Way, bench, make_case, outcome, read_kinds, read_ratios
+from tenuto.bench.prompt.bench import ASKED, Way, bench, make_case, outcome, read_kinds, read_methods
 from tenuto.budget import MemoryBudget
 from tenuto.errors import InputError
 from tenuto.kv.attach import attach
@@ -25,7 +25,9 @@ from tenuto.texts.redundant import KINDS, compose
 from tenuto.zoo.language import LanguageModel
 
 CONTEXT = 3000
-WAYS = ["none", "semtoken", "fixed", "random", "drop_surprise", "drop_norm", "snapkv", "semtoken+policy", "policy"]
+WAYS = [
+    "none", "semtoken", "drop_norm", "drop_surprise", "fixed", "random_spans", "snapkv", "semtoken+policy", "policy"
+]  # fmt: skip
 
 
 class Letters:
@@ -74,6 +76,8 @@ def test_every_way_is_measured_at_equal_entries(tmp_path: Path) -> None:
         assert row.seconds > 0
     none, semtoken = rows[:2]
     assert none.extra == semtoken.behind == 0
+    assert [row.way for row in rows if row.reference] == ["semtoken"]
+    assert [row.way for row in rows if replace(row, beside="").reference] == ["semtoken"]
     assert none.behind == pytest.approx(-semtoken.extra)
     assert semtoken.extra_interval is not None
     assert semtoken.extra_interval[0] <= semtoken.extra <= semtoken.extra_interval[1]
@@ -112,4 +116,4 @@ def test_what_cannot_be_measured_is_refused() -> None:
         read_kinds("")
     with pytest.raises(InputError, match="too short"):
         make_case(tiny(), "logs", 0, 200)
-    assert [each.ratio for each in read_ratios("0.75,0.5", "layer=2")] == [0.75, 0.5]
+    assert [each.ratio for each in read_methods(["semtoken:layer=2"], "0.75,0.5")] == [0.75, 0.5]

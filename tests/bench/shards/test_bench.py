@@ -14,6 +14,8 @@ from tenuto.cli import main
 from tenuto.errors import InputError, StoreError
 from tenuto.records.shards import read_shards_runs
 
+pytestmark = pytest.mark.processes
+
 MIXTURE = ["--experts", "4", "--top-k", "2"]
 SHORT = ["--context", "60", "--tokens", "6", "--page", "4", "--window", "4"]
 

@@ -194,6 +194,7 @@ def test_one_of_two_policies_computes_tokens(options: dict[str, Any], monkeypatc
     assert AdaCorrection(inner=EveryN()).compose(None).corrector == MotionTokens(0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

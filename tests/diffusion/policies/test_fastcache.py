@@ -161,6 +161,7 @@ def test_an_overruled_estimate_costs_nothing() -> None:
     assert state is not None and state.budget.spent_total == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", [{"total": 0.2}, {"span": 1, "total": 0.1}])
 def test_the_total_budget_is_kept_too(numbers: dict[str, Any]) -> None:
     policy = tenuto.FastCache(rtol=0.4, **numbers)
@@ -267,6 +268,7 @@ def test_a_budget_is_a_fraction() -> None:
     assert ErrorBudget(rtol=tenuto.FastCache().rtol).left == 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", [False, True])
 def test_some_tokens_are_computed_at_estimated_steps(merge: bool) -> None:
     model, plain = TinyDiT(), denoise(TinyDiT())

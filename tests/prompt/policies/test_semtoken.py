@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tenuto import catalog
 from tenuto.errors import PolicyError
 from tenuto.prompt.policies.semtoken import SemToken, before, information, lost
 from tenuto.prompt.policy import Look
@@ -140,8 +141,8 @@ def test_the_weight_before_a_token() -> None:
 
 
 def test_settings_as_text() -> None:
-    assert SemToken.parse("ratio=0.33,layer=2") == SemToken(ratio=0.33, layer=2)
-    assert SemToken.parse("") == SemToken()
+    assert catalog.parse("semtoken:ratio=0.33,layer=2", "prompt") == SemToken(ratio=0.33, layer=2)
+    assert catalog.parse("semtoken", "prompt") == SemToken()
     assert str(SemToken(ratio=0.33, sinks=2)) == "semtoken:ratio=0.33,sinks=2"
     for wrong, told in (
         ("ratoi=1", "Did you mean 'ratio'"),
@@ -149,6 +150,6 @@ def test_settings_as_text() -> None:
         ("ratio=0", "more than 0"),
     ):
         with pytest.raises(PolicyError, match=told):
-            SemToken.parse(wrong)
+            catalog.parse(f"semtoken:{wrong}", "prompt")
     with pytest.raises(PolicyError, match="most is 2 or more"):
         SemToken(most=1)

@@ -64,8 +64,8 @@ def test_a_worse_difference_stands_out() -> None:
         for row in prompt_rows(RUNS)
         for column, cell in zip(COLUMNS, row.cells, strict=True)
     }
-    assert cells["random", "Beyond SemToken"].worse
-    assert not cells["semtoken", "Beyond SemToken"].worse
+    assert cells["random", "Beyond method"].worse
+    assert not cells["semtoken", "Beyond method"].worse
     assert not prompt_rows([made("random")])[0].cells[4].worse
     assert cells["none", "Beyond none"].note == "reference"
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ from torch import nn
 from tenuto.attention.archive import SLAB, Archive, InCall, InMemory, InTier, chosen_from
 from tenuto.attention.columns import chunks_of, first_tokens, joined, last, placed
 from tenuto.attention.levels import Level, Mixed, mix
-from tenuto.attention.policy import Attention, Call, Heads, Shape, State
+from tenuto.attention.policy import Attention, Call, Claim, Heads, Paper, Shape, State
 from tenuto.errors import AttachError, PolicyError
 from tenuto.tiers.address import open_levels
 
@@ -53,9 +53,12 @@ class MKA(Attention):
     """Multi-level attention.
 
     Attributes:
-        window: tokens at least that a query sees in full; sinks: first tokens that stay.
-        chunk: tokens to a summary; recall: chunks that a query sees in full per KV head, 0: no long-term level.
-        session: whether there are summaries; horizons: running means over them, of 4, 16, 64, ... chunks at first.
+        window: tokens at least that a query sees in full.
+        sinks: first tokens that stay.
+        chunk: tokens to a summary.
+        recall: chunks that a query sees in full per KV head, 0: no long-term level.
+        horizons: running means over summaries, of 4, 16, 64, ... chunks at first.
+        session: whether there are summaries.
         crowd: summaries that add up, as many as training rows have; of more, each weighs less. 0: any number adds up.
         start: what a recalled token, a mean and a summary weigh beside a token of the window at first, so that a model
             learns from near to far. 0: 1, 1 and ``chunk``, as in full attention, for a model that is trained already.
@@ -75,7 +78,22 @@ class MKA(Attention):
     start: float = 0.0
     original: bool = False
 
-    name: ClassVar[str] = "mka"
+    paper: ClassVar[Paper] = Paper(
+        "MKA: Memory-Keyed Attention for Efficient Long-Context Reasoning",
+        "Dong Liu, Yanxuan Yu, Ben Lengerich, Ying Nian Wu",
+        2026,
+        "https://arxiv.org/abs/2603.20586",
+    )
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim("perplexity, multi-head attention 2.54", "2.41 to 2.43", "GPT-2 124M, WikiText-2", "MKA-Design's README"),
+    )
+    trials: ClassVar[tuple[str, ...]] = (
+        "mka:window=9,sinks=2,chunk=4,recall=2",
+        "mka:window=8,sinks=0,chunk=5,recall=3,horizons=0,original=true",
+        "mka:window=6,sinks=1,chunk=3,recall=0,horizons=3,crowd=4",
+        "mka:window=7,sinks=2,chunk=4,recall=2,horizons=0,session=false",
+        "short_conv:kernel=3+mka:window=8,sinks=1,chunk=4,recall=2,horizons=0",
+    )
 
     def __post_init__(self) -> None:
         others = (self.sinks, self.recall, self.horizons, self.crowd, self.start)
@@ -126,6 +144,12 @@ class MKAState(State):
         State.select(self, rows)
         if self.archive is not None and self.sum_k is not None:
             self.archive.select(rows)
+
+    def copied(self) -> Self:
+        """See :class:`State`."""
+        other = State.copied(self)
+        other.archive = None if self.archive is None else self.archive.copied()
+        return other
 
     def held(self) -> dict[str, int]:
         """See :class:`State`."""
@@ -206,9 +230,7 @@ class MKAHeads(Heads):
             if state is not None:
                 past.plain_k = last(plain, self.attention.chunk - 1)
                 past.sum_k, past.sum_v, past.archive = view.sum_k, view.sum_v, view.archive
-        out = [
-            self._attend(q_near[:, :, start : start + BLOCK], start, view, call.scale) for start in range(0, new, BLOCK)
-        ]
+        out = [self._attend(q_near[:, :, start : start + BLOCK], start, view, call) for start in range(0, new, BLOCK)]
         if state is not None:
             past.k, past.v = last(view.keys, self.reach), last(view.values, self.reach)
             past.sink_k, past.sink_v = view.sink_k, view.sink_v
@@ -236,20 +258,20 @@ class MKAHeads(Heads):
         if a.recall and view.archive is not None:
             view.archive.put(k, v, which, valid)
 
-    def _attend(self, q: torch.Tensor, start: int, view: _View, scale: float) -> torch.Tensor:
+    def _attend(self, q: torch.Tensor, start: int, view: _View, call: Call) -> torch.Tensor:
         """A block of queries, rotated ``[batch, heads, queries, head_dim]``, from column ``start`` of this call on."""
         size = q.shape[2]
         number = view.number[:, start : start + size]
         first = self._window_start(number)  # [batch, queries]
-        levels = [self._local(self._grouped(q) * scale, start, first, view)]
+        levels = [self._local(self._grouped(q) * call.scale, start, first, view)]
         if view.sum_k is not None:
             exposed = (first - self.attention.sinks) // self.attention.chunk
             chunks = int(exposed.max())  # none beyond is seen yet by any query of the block
             if chunks:
                 part = slice(start, start + size)
-                far = self._grouped(view.q_far[:, :, part]) * scale
-                levels += self._distant(far, view.q[:, :, part] * scale, exposed, chunks, view)
-        mixed = mix(levels)
+                far = self._grouped(view.q_far[:, :, part]) * call.scale
+                levels += self._distant(far, view.q[:, :, part] * call.scale, exposed, chunks, view)
+        mixed = mix(levels, call.dropout)
         self._count(mixed, number >= 0)
         return mixed.out.flatten(1, 2)
 
@@ -335,7 +357,7 @@ class MKAHeads(Heads):
         for name, share in mixed.share.items():
             total = (share.detach().flatten(1, 2) * real[:, None]).sum((0, 2))
             self.usage[name] = self.usage[name] + total if name in self.usage else total
-        self.usage["tokens"] = self.usage.get("tokens", torch.zeros(1)) + real.sum()
+        self.usage["tokens"] = self.usage.get("tokens", 0) + real.sum()[None]
 
 
 @dataclass(slots=True, eq=False)

@@ -13,15 +13,15 @@ https://arxiv.org/abs/2209.11895), which small models otherwise learn late.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import nn
 
-from tenuto.attention.policies.full import FullHeads, FullState, masked
-from tenuto.attention.policy import Attention, Call, Heads, Shape, State
+from tenuto.attention.full import FullHeads, FullState, masked
+from tenuto.attention.policy import Attention, Call, Heads, Paper, Shape, State
 from tenuto.errors import PolicyError
-from tenuto.options import write_options
+from tenuto.method import Method
 
 __all__ = ["ShortConv", "ShortConvHeads", "ShortConvState"]
 
@@ -32,7 +32,7 @@ class ShortConv(Attention):
 
     Attributes:
         kernel: tokens it covers, the token itself included.
-        then: the attention that gets them, None for full attention.
+        then: the attention that gets them, None for full attention; in text it follows a plus.
 
     Raises:
         PolicyError: kernel below 2.
@@ -41,7 +41,15 @@ class ShortConv(Attention):
     kernel: int = 4
     then: Attention | None = None
 
-    name: ClassVar[str] = "short_conv"
+    baseline: ClassVar[bool] = True
+    paper: ClassVar[Paper] = Paper(
+        "Primer: Searching for Efficient Transformers for Language Modeling",
+        "So, Mańke, Liu, Dai, Shazeer, Le",
+        2021,
+        "https://arxiv.org/abs/2109.08668",
+    )
+    linked: ClassVar[str] = "then"
+    trials: ClassVar[tuple[str, ...]] = ("short_conv", "short_conv:kernel=3+window:window=8")
 
     def __post_init__(self) -> None:
         if self.kernel < 2:
@@ -53,21 +61,28 @@ class ShortConv(Attention):
         return self.then is None or self.then.identity
 
     @property
+    def whole(self) -> bool:
+        """See :class:`Attention`: where no other attention follows."""
+        return self.then is None
+
+    @property
     def attending(self) -> Attention:
         """See :class:`Attention`."""
         return self if self.then is None else self.then.attending
 
-    def feeding(self, then: Attention) -> ShortConv:
-        """See :class:`Attention`."""
-        return replace(self, then=then)
+    def plus(self, then: Method) -> Method:
+        """See :class:`Attention`: it goes to the last of several."""
+        after = then if self.then is None else self.then.plus(then)
+        return replace(self, then=cast(Attention, after))
+
+    @property
+    def chain(self) -> tuple[Method, ...]:
+        """This, then the attention that it feeds."""
+        return (self,) if self.then is None else (self, *self.then.chain)
 
     def build(self, shape: Shape) -> ShortConvHeads:
         """The module for one layer."""
         return ShortConvHeads(self, shape)
-
-    def __str__(self) -> str:
-        own = write_options(self.name, self, without="then")
-        return own if self.then is None else f"{own}+{self.then}"
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +101,12 @@ class ShortConvState(State):
         """See :class:`State`."""
         State.select(self, rows)
         self.then.select(rows)
+
+    def copied(self) -> Self:
+        """See :class:`State`."""
+        other = State.copied(self)
+        other.then = self.then.copied()
+        return other
 
     def held(self) -> dict[str, int]:
         """See :class:`State`."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from tenuto.attention.columns import first_tokens, joined, last
-from tenuto.attention.policy import Attention, Call, Heads, Shape, State
+from tenuto.attention.policy import Attention, Call, Heads, Paper, Shape, State
 from tenuto.errors import PolicyError
 
 __all__ = ["Window", "WindowHeads", "WindowState"]
@@ -23,7 +23,8 @@ class Window(Attention):
     """Sliding window with sinks.
 
     Attributes:
-        window: tokens a query sees, itself included; sinks: first tokens of a row that all see.
+        window: tokens a query sees, itself included.
+        sinks: first tokens of a row that all see.
 
     Raises:
         PolicyError: window below 1 or sinks below 0.
@@ -32,7 +33,18 @@ class Window(Attention):
     window: int = 256
     sinks: int = 4
 
-    name: ClassVar[str] = "window"
+    baseline: ClassVar[bool] = True
+    paper: ClassVar[Paper] = Paper(
+        "Efficient Streaming Language Models with Attention Sinks",
+        "Xiao, Tian, Chen, Han, Lewis",
+        2023,
+        "https://arxiv.org/abs/2309.17453",
+    )
+    trials: ClassVar[tuple[str, ...]] = (
+        "window:window=8,sinks=2",
+        "window:window=5,sinks=0",
+        "short_conv+window:window=8",
+    )
 
     def __post_init__(self) -> None:
         if self.window < 1 or self.sinks < 0:
@@ -100,7 +112,7 @@ class WindowHeads(Heads):
                     torch.cat([sink_k, keys[:, :, part]], 2),
                     torch.cat([sink_v, values[:, :, part]], 2),
                     mask,
-                    call.scale,
+                    call,
                 )
             )
         if state is not None:
@@ -114,8 +126,8 @@ class WindowHeads(Heads):
         return {"device": entry * (self.sinks + min(tokens, self.window - 1))}
 
 
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, call: Call) -> torch.Tensor:
     """Attention under a boolean mask ``[batch, 1, queries, keys]``, True where it may look."""
     return torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, enable_gqa=q.shape[1] != k.shape[1]
     )

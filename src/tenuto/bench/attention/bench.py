@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tenuto.attention import PiAttention, watch
+from tenuto.attention import watch
 from tenuto.attention.policy import shares
 from tenuto.bench.attention.bits import bits_per_byte, held_windows
 from tenuto.bench.attention.decoding import decoding
@@ -109,14 +109,14 @@ def bench(
 
 
 def read_baselines(given: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """The attentions to compare with, as they are recorded: those given, or the first of full attention that is in one
-    of the folders.
+    """The attentions to compare with, as they are recorded: those given, or one that attends to everything, the model's
+    own before a method.
 
     Raises:
         InputError: none of the folders has it. PolicyError: there is no such attention.
     """
     there = [read_log(folder).attention for folder in folders]
-    asked = [canonical(name) for name in given] or [name for name in FULL if name in there][:1]
+    asked = [canonical(name) for name in given] or sorted(filter(_whole, there), key=lambda name: name != FULL)[:1]
     if lacking := next((name for name in asked if name not in there), None):
         raise InputError(f"The baseline {lacking!r} is in none of the folders.{closest(lacking, there)}")
     return asked
@@ -178,14 +178,20 @@ def _measure(model: Any, log: TrainingLog, tokens: Tokens, job: AttentionJob) ->
         candidates=len(facts.values),
         usage=() if is_plain(log.attention) else _usage(model, windows[:4, :-1]),
         period=_period(log.attention),
+        whole=_whole(log.attention),
     )
+
+
+def _whole(attention: str) -> bool:
+    """Whether it attends to everything."""
+    policy = put_on(attention)
+    return attention == FULL or (policy is not None and policy.whole and str(policy) == attention)
 
 
 def _period(attention: str) -> int:
     """Tokens between two skips of a periodic pattern, 0 for any other attention."""
     policy = put_on(attention)
-    attending = policy.attending if policy else None
-    return attending.stride if isinstance(attending, PiAttention) else 0
+    return policy.attending.period if policy else 0
 
 
 @torch.inference_mode()

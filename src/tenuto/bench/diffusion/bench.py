@@ -115,7 +115,7 @@ def bench(
 
 def _check(texts: Sequence[str], fewer: Sequence[int] | None, job: Job) -> None:
     if not texts:
-        raise InputError("No policy was given. Give at least one, for example every_n; `tenuto methods` lists them.")
+        raise InputError("No policy was given. Give at least one; `tenuto methods` lists them.")
     if len(set(texts)) < len(texts):
         raise InputError("A policy was given twice. Give every policy once.")
     if wrong := [n for n in fewer or () if not 1 <= n < job.steps]:

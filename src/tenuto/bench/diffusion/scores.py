@@ -24,7 +24,7 @@ FEATURES = 64
 WINDOW, SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
 MOST_DB = 100.0
-JUDGE = Path(__file__).parents[1] / "bundled" / "fashion_judge" / "classifier.safetensors"
+JUDGE = Path(__file__).parents[2] / "bundled" / "fashion_judge" / "classifier.safetensors"
 
 
 class FashionClassifier(nn.Module):

@@ -25,6 +25,7 @@ from tenuto.bench.likelihood import text_of
 from tenuto.bench.reading import Entry, attached, reading
 from tenuto.budget import MemoryBudget
 from tenuto.errors import InputError
+from tenuto.kv.policy import KVMethod
 from tenuto.measure.devices import device_words, versions
 from tenuto.measure.folders import check_folder
 from tenuto.measure.resume import Unfinished
@@ -42,9 +43,13 @@ DEMO = KVJob(contexts=(384,), tasks=("niah_single",), examples=5, decoded=8)
 
 
 def demo_rows() -> list[Entry]:
-    """The plain baseline, two evictions, every token in 4 bits, and both together."""
-    told = {"streaming_llm": 0.5, "knorm": 0.5, "snapkv": 0.5, "kivi:bits=4": 1.0, "knorm+kivi:bits=4": 0.5}
-    return [Entry(policy=catalog.parse(text, "kv"), budget=MemoryBudget.keep(keep)) for text, keep in told.items()]
+    """What the methods that are installed show of themselves."""
+    shown = [info.cls.demo for info in catalog.methods("kv").values() if issubclass(info.cls, KVMethod)]
+    return [
+        Entry(policy=catalog.parse(text, "kv"), budget=MemoryBudget.keep(keep))
+        for demo in shown
+        for text, keep in demo.items()
+    ]
 
 
 def bench(

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -24,19 +24,14 @@ from tenuto import catalog
 from tenuto.budget import MemoryBudget
 from tenuto.errors import InputError, closest
 from tenuto.kv.attach import AttachedRun, attach
-from tenuto.kv.policies.snapkv import SnapKV
 from tenuto.kv.policy import KVMethod, KVPolicy
 from tenuto.measure.devices import device_words, versions
 from tenuto.measure.resume import Unfinished
 from tenuto.measure.speed import synchronise
-from tenuto.prompt.policies.chance import RandomSpans
-from tenuto.prompt.policies.drop import DropNorm, DropSurprise
-from tenuto.prompt.policies.fixed import FixedGroups
-from tenuto.prompt.policies.semtoken import SemToken
 from tenuto.prompt.policy import PromptMethod
 from tenuto.prompt.read import Prompt, read
 from tenuto.records.intervals import mean_interval
-from tenuto.records.prompt import PromptRun, write_prompt_run
+from tenuto.records.prompt import BASELINE, PromptRun, write_prompt_run
 from tenuto.texts.redundant import KINDS, compose
 from tenuto.texts.tasks import TEXT_TASKS
 from tenuto.zoo.language import LanguageModel, check_length
@@ -51,7 +46,7 @@ __all__ = [
     "measure",
     "outcome",
     "read_kinds",
-    "read_ratios",
+    "read_methods",
     "summarise",
     "ways",
 ]
@@ -72,25 +67,25 @@ class Way:
     keep: float = 1.0
 
 
-def ways(ratio: float, semtoken: SemToken, policy: KVMethod | None = None) -> list[Way]:
-    """The uncompressed prompt, SemToken, and what it is measured beside, all at the same entries over tokens.
+def ways(method: PromptMethod, policy: KVMethod | None = None) -> list[Way]:
+    """The uncompressed prompt, a method, and what it is measured beside, all at the same entries over tokens.
 
-    All merge or drop at SemToken's layer.
+    Beside it: the baselines of its family, which merge or drop at the same layer, and the KV methods that are a
+    yardstick.
 
     Args:
-        policy: also SemToken with this policy, which keeps half of its entries.
+        policy: also the method with this policy, which keeps half of its entries.
     """
-    layer, rows = semtoken.layer, [Way(name="none"), Way(name="semtoken", merge=semtoken)]
-    others = (
-        FixedGroups(ratio=ratio, layer=layer),
-        RandomSpans(ratio=ratio, layer=layer),
-        DropSurprise(ratio=ratio, layer=layer),
-        DropNorm(ratio=ratio, layer=layer),
-    )
-    rows += [Way(name=other.name, merge=other) for other in others]
-    rows.append(Way(name="snapkv", policy=SnapKV(), keep=ratio))
+    rows, ratio = [Way(name=BASELINE), Way(name=method.name, merge=method)], method.ratio
+    for info in catalog.methods("prompt").values():
+        if info.cls.baseline and info.name != method.name:
+            other = cast(PromptMethod, info.cls.of({"ratio": ratio, "layer": method.layer}))
+            rows.append(Way(name=info.name, merge=other))
+    for info in catalog.methods("kv").values():
+        if issubclass(info.cls, KVMethod) and info.cls.yardstick:
+            rows.append(Way(name=info.name, policy=info.cls.of({}), keep=ratio))
     if policy is not None:
-        rows.append(Way(name="semtoken+policy", merge=semtoken, policy=policy, keep=ratio / 2))
+        rows.append(Way(name=f"{method.name}+policy", merge=method, policy=policy, keep=ratio / 2))
         rows.append(Way(name="policy", policy=policy, keep=ratio / 2))
     return rows
 
@@ -225,7 +220,7 @@ def one_example(
 
 def bench(
     language: LanguageModel,
-    settings: Sequence[SemToken],
+    methods: Sequence[PromptMethod],
     kinds: Sequence[str],
     *,
     policy: KVMethod | None = None,
@@ -235,8 +230,8 @@ def bench(
     out: Path | None = None,
     command: str = "",
 ) -> list[PromptRun]:
-    """Every kind of text at every setting of SemToken, with a progress bar; records in ``out`` as they come, SemToken's
-    with the first example in pieces. The command is stored in them.
+    """Every kind of text with every method, and with what it is measured beside, with a progress bar; records in
+    ``out`` as they come, the methods' with the first example in pieces. The command is stored in them.
 
     Raises:
         InputError, PolicyError: as :func:`measure`.
@@ -252,14 +247,14 @@ def bench(
     }
     check_length(language, tokens + FOLLOWING)
     plan = {name: value for name, value in shared.items() if name != "command"}
-    plan |= {"kinds": list(kinds), "ways": [str(one) for one in settings], "tokens": tokens, "examples": examples}
+    plan |= {"kinds": list(kinds), "ways": [str(one) for one in methods], "tokens": tokens, "examples": examples}
     unfinished = Unfinished(out, {**plan, "policy": catalog.text(policy) if policy else None})
-    with tqdm(total=len(kinds) * len(settings) * examples, desc="prompt", unit="example", disable=None) as bar:
+    with tqdm(total=len(kinds) * len(methods) * examples, desc="prompt", unit="example", disable=None) as bar:
         for kind in kinds:
-            for semtoken in settings:
-                rows, found = ways(semtoken.ratio, semtoken, policy), []
+            for method in methods:
+                rows, found = ways(method, policy), []
                 for number in range(examples):
-                    key = [kind, str(semtoken), number]
+                    key = [kind, str(method), number]
                     if (before := unfinished.get(key)) is None:
                         outcomes = one_example(language, rows, kind, number, tokens=tokens, seed=seed)
                         unfinished.put(key, {name: asdict(it) for name, it in outcomes.items()})
@@ -267,39 +262,39 @@ def bench(
                         outcomes = {name: Outcome(**facts) for name, facts in before.items()}
                     found.append(outcomes)
                     bar.update()
-                new = summarise(kind, semtoken.ratio, tokens, rows, found, shared)
+                new = summarise(kind, method, tokens, rows, found, shared)
                 made += new
                 if out is not None:
                     out.mkdir(parents=True, exist_ok=True)
-                    shown = pieces(language, kind, semtoken, tokens=tokens, seed=seed)
+                    shown = pieces(language, kind, method, tokens=tokens, seed=seed)
                     for row in new:
-                        write_prompt_run(replace(row, pieces=shown) if row.way == "semtoken" else row, out)
+                        write_prompt_run(replace(row, pieces=shown) if row.reference else row, out)
     unfinished.remove()
     return made
 
 
 def pieces(
-    language: LanguageModel, kind: str, semtoken: SemToken, *, tokens: int, seed: int = 0
+    language: LanguageModel, kind: str, method: PromptMethod, *, tokens: int, seed: int = 0
 ) -> list[tuple[str, int]]:
     """The first example of a kind in pieces, with the sizes of the spans they became."""
     case = make_case(language, kind, seed, tokens)
     with attach(language.model, KVPolicy(), budget=MemoryBudget.keep(1.0)) as run:
-        return read(run, case.context, semtoken, tokenizer=language.tokenizer).table(language.tokenizer)
+        return read(run, case.context, method, tokenizer=language.tokenizer).table(language.tokenizer)
 
 
 def summarise(
     kind: str,
-    ratio: float,
+    method: PromptMethod,
     tokens: int,
     rows: Sequence[Way],
     found: Sequence[Mapping[str, Outcome]],
     header: Mapping[str, Any],
 ) -> list[PromptRun]:
-    """One row per way; ``header``: the fields that all records begin with."""
+    """One row per way; differences are to the method's. ``header``: the fields that all records begin with."""
     made = []
     for way in rows:
         mine = [outcomes[way.name] for outcomes in found]
-        base, ours = ([outcomes[name] for outcomes in found] for name in ("none", "semtoken"))
+        base, ours = ([outcomes[name] for outcomes in found] for name in (BASELINE, method.name))
         extra = [a.loss - b.loss for a, b in zip(mine, base, strict=True)]
         behind = [a.loss - b.loss for a, b in zip(mine, ours, strict=True)]
         right = [b.right - a.right for a, b in zip(mine, ours, strict=True)]
@@ -308,8 +303,9 @@ def summarise(
             PromptRun(
                 **header,
                 kind=kind,
-                ratio=ratio,
+                ratio=method.ratio,
                 way=way.name,
+                beside=method.name,
                 method=" ".join(filter(None, (str(way.merge or ""), catalog.text(way.policy) if way.policy else ""))),
                 context=tokens,
                 examples=len(found),
@@ -337,13 +333,19 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def read_ratios(ratio: str, semtoken: str) -> list[SemToken]:
-    """SemToken at every ratio of a text such as ``0.75,0.5``, with the other settings of ``semtoken``.
+def read_methods(texts: Sequence[str], ratio: str) -> list[PromptMethod]:
+    """Every method at every ratio of a text such as ``0.75,0.5``; without any, those of the family that are no
+    baselines.
 
     Raises:
-        PolicyError: a number is wrong, or an option unknown.
+        PolicyError: there is no such method, a number is wrong, or an option unknown.
     """
-    return [SemToken.parse(f"{semtoken},ratio={part}".strip(",")) for part in ratio.split(",")]
+    named = texts or [name for name, info in catalog.methods("prompt").items() if not info.cls.baseline]
+    return [
+        catalog.parse(f"{text}{',' if ':' in text else ':'}ratio={part}", "prompt")
+        for text in named
+        for part in ratio.split(",")
+    ]
 
 
 def read_kinds(given: str) -> list[str]:

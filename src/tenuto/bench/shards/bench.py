@@ -14,27 +14,35 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tenuto.errors import InputError, StoreError, closest
+from tenuto import catalog
+from tenuto.errors import InputError, StoreError
 from tenuto.measure.devices import versions
 from tenuto.measure.folders import check_folder
 from tenuto.measure.resume import Unfinished
 from tenuto.records.build import build
 from tenuto.records.shards import BASELINE, ShardsRun, write_shards_run
+from tenuto.shards.policy import ShardMethod
 from tenuto.tiers.codec import PageCodec
 
-__all__ = ["FITTED", "PLACEMENTS", "SELECTORS", "ShardingJob", "as_mixture", "measure"]
+__all__ = ["ALL", "FITTED", "ShardingJob", "as_mixture", "default_placement", "measure"]
 
-PLACEMENTS = ("blocks", "expert", "key_cluster", "round_robin")
-SELECTORS = ("all", "affinity", "bound", "both", "centroid", "router")
+ALL = "all"
+"""The selector that reads everything."""
 LIMIT = 3600.0
 FITTED, FITTED_SEED = 256, 99
 """Tokens of the text that routers are fitted on, and its number."""
+
+
+def default_placement() -> str:
+    """What a job places tokens by that names nothing."""
+    methods = catalog.methods("shards").values()
+    return next(info.name for info in methods if issubclass(info.cls, ShardMethod) and info.cls.default)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +51,9 @@ class ShardingJob:
 
     Attributes:
         model: a name or folder of a language model; ranks: processes.
-        placements, selectors, codecs: names of ``PLACEMENTS`` and ``SELECTORS``, and codecs of old pages; everything
-            is measured with everything.
-        keep, window: of selectors; profile: file of ``affinity``'s profile, which needs one.
+        placements, selectors, codecs: texts of methods of the shards family, "all" for a selector that reads
+            everything, and codecs of old pages; everything is measured with everything.
+        keep, window: of selectors; profile: file of the profile of a selector that needs one.
         page: tokens per page.
         resident, utility, lossy: of the schedule; resident 1: there is none.
         context, tokens: of the texts, and after them; rows: texts.
@@ -54,7 +62,7 @@ class ShardingJob:
 
     model: str
     ranks: int = 2
-    placements: tuple[str, ...] = ("round_robin",)
+    placements: tuple[str, ...] = field(default_factory=lambda: (default_placement(),))
     selectors: tuple[str, ...] = ("all",)
     codecs: tuple[str, ...] = ("raw",)
     keep: float = 0.125
@@ -71,19 +79,24 @@ class ShardingJob:
     top_k: int = 0
 
     def __post_init__(self) -> None:
-        for kind, given, known in (
-            ("placement", self.placements, PLACEMENTS),
-            ("selector", self.selectors, SELECTORS),
-        ):
-            for name in given:
-                if name not in known:
-                    raise InputError(f"There is no {kind} {name!r}.{closest(name, known)}")
+        for placement, selector in product(self.placements, self.selectors):
+            if self.method(placement, selector).profiled and self.profile is None:
+                raise InputError(
+                    f"The selector {selector} needs a profile. Make one with: tenuto calibrate shards --out FILE."
+                )
         for name in self.codecs:
             PageCodec.parse(name)
-        if "affinity" in self.selectors and self.profile is None:
-            raise InputError(
-                "The selector affinity needs a profile. Make one with: tenuto calibrate shards --out FILE."
-            )
+
+    def method(self, placement: str, selector: str) -> ShardMethod:
+        """The two as one method, with the job's numbers.
+
+        Raises:
+            PolicyError: there is no such method, or the two do not go together.
+        """
+        placed = _with(placement, page=self.page)
+        if selector == ALL:
+            return catalog.parse(placed, "shards")
+        return catalog.parse(f"{placed}+{_with(selector, keep=self.keep, window=self.window)}", "shards")
 
     @property
     def schedule(self) -> str:
@@ -101,7 +114,7 @@ class ShardingJob:
     def settings(self) -> dict[str, Any]:
         """What the record says of it."""
         numbers = {"ranks": self.ranks, "page": self.page}
-        sparse = {"keep": self.keep, "window": self.window} if set(self.selectors) != {"all"} else {}
+        sparse = {"keep": self.keep, "window": self.window} if set(self.selectors) != {ALL} else {}
         mixture = {"experts": self.experts, "top_k": self.top_k or self.experts} if self.experts else {}
         texts = {"context": self.context, "tokens": self.tokens, "rows": self.rows}
         return {**numbers, **sparse, **texts, **mixture}
@@ -221,7 +234,7 @@ def rank_main(job: ShardingJob, done: Sequence[str], keep: Callable[[list[str], 
     from transformers import DynamicCache
 
     from tenuto.bench.likelihood import text_of
-    from tenuto.calibration import fingerprint
+    from tenuto.calibration import Profile, fingerprint
     from tenuto.kv.models import find_layout
     from tenuto.measure.devices import device_words
     from tenuto.shards import Schedule, open_mesh, shard
@@ -248,17 +261,17 @@ def rank_main(job: ShardingJob, done: Sequence[str], keep: Callable[[list[str], 
     }
     full = job.rows * (job.context + job.tokens) * layout.token_bytes
     held: dict[str, Any] = {"bytes_held": [full], "bytes_full": full}
-    first = ShardsRun(placement=BASELINE, selector="all", perplexity=own, tokens_per_s=own_speed, **held, **shared)
+    first = ShardsRun(placement=BASELINE, selector=ALL, perplexity=own, tokens_per_s=own_speed, **held, **shared)
     if json.dumps(job.keys[0]) not in done:
         keep(job.keys[0], first)
     demoted = Schedule(resident=job.resident, utility=job.utility, lossy=job.lossy) if job.resident < 1 else None
-    selectors = _selectors(job)
+    profile = Profile.load(Path(job.profile)) if job.profile else None
     for key in job.keys[1:]:
         if json.dumps(key) in done:
             continue
         name, chosen, codec = key
-        placed, selector = _placement(name, job.page), selectors[chosen]
-        with shard(model, placed, mesh=mesh, selector=selector, schedule=demoted, codec=codec) as run:
+        method = job.method(name, chosen)
+        with shard(model, method, mesh=mesh, schedule=demoted, codec=codec, profile=profile) as run:
             logits, speed = _forced(model, run.cache(), ids, job)
             facts = run.summary()
         numbers: dict[str, Any] = {"tokens_per_s": speed, "codec": codec, "schedule": job.schedule, **_facts(facts)}
@@ -266,29 +279,11 @@ def rank_main(job: ShardingJob, done: Sequence[str], keep: Callable[[list[str], 
         keep(key, ShardsRun(placement=name, selector=chosen, **numbers, **_apart(plain, logits), **shared))
 
 
-def _placement(name: str, page: int) -> Any:
-    from tenuto.shards import Blocks, Expert, KeyCluster, RoundRobin
-
-    return dict(zip(PLACEMENTS, (Blocks, Expert, KeyCluster, RoundRobin), strict=True))[name](page=page)
-
-
-def _selectors(job: ShardingJob) -> dict[str, Any]:
-    from tenuto.calibration import Profile
-    from tenuto.shards import Affinity, Router, Summary
-
-    few: dict[str, Any] = {"keep": job.keep, "window": job.window}
-    made: dict[str, Any] = {}
-    for name in job.selectors:
-        if name == "all":
-            made[name] = None
-        elif name == "affinity" and job.profile is not None:
-            made[name] = Affinity(profile=Profile.load(Path(job.profile)), **few)
-        elif name == "router":
-            made[name] = Router(**few)
-        else:
-            by: Any = name
-            made[name] = Summary(by=by, **few)
-    return made
+def _with(text: str, **numbers: float) -> str:
+    """A method's text with these numbers, those in the text before them."""
+    given = {part.partition("=")[0].strip() for part in text.partition(":")[2].split(",")}
+    more = ",".join(f"{name}={value:g}" for name, value in numbers.items() if name not in given)
+    return text + ("," if ":" in text else ":") + more if more else text
 
 
 def _forced(model: Any, cache: Any, ids: Any, job: ShardingJob) -> tuple[Any, float]:

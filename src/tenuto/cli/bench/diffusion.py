@@ -22,7 +22,7 @@ from tenuto.cli.group import (
 
 @bench.command()
 @model_option
-@click.option("--policies", required=True, help='For example "first_block:threshold=0.1,fastcache:alpha=0.05".')
+@click.option("--policies", required=True, help="Diffusion methods, name:option=value,name,...")
 @steps_option
 @click.option("--samples", default=64, show_default=True, type=click.IntRange(1), help="Pictures per policy.")
 @guidance_option

@@ -12,7 +12,7 @@ from tenuto.cli.group import FOLDER, command, device_option, json_option, langua
 
 @bench.command()
 @language_option
-@click.option("--policies", required=True, help='For example "snapkv,adakv+kivi:bits=4".')
+@click.option("--policies", required=True, help="KV methods, name,name:option=value,name+name,...")
 @click.option("--budget", "budgets", required=True, multiple=True, help="keep=0.25, tokens=512, bytes=20MiB.")
 @click.option("--context", default="1024", show_default=True, help="Tokens of the contexts, for example 1024,2048.")
 @click.option(

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import click
 
-from tenuto.cli.bench.group import bench, out_option, print_rows, say_where
-from tenuto.cli.group import command, device_option, json_option, language_option
+from tenuto.cli.bench.group import Benchmark, bench, out_option, print_rows, say_where
+from tenuto.cli.group import MethodCommand, command, device_option, json_option, language_option
 
 
-@bench.command()
+class PromptBenchmark(MethodCommand, Benchmark):
+    """A bench of methods that may be given by their own names."""
+
+
+@bench.command(cls=PromptBenchmark)
 @language_option
 @click.option("--ratio", default="0.5", show_default=True, help="Entries over tokens, for example 0.75,0.5,0.33.")
-@click.option("--semtoken", default="", help="Settings, for example layer=4,most=8.")
-@click.option("--policy", help="Also SemToken with a KV policy, for example snapkv+kivi:bits=4.")
+@click.option("--method", "texts", multiple=True, help="May be repeated [default: all of the family but baselines].")
+@click.option("--policy", help="Also the method with a KV policy, which keeps half of its entries.")
 @click.option("--kinds", default="logs,prose", show_default=True, help="Texts: see the docs; for example logs,code.")
 @click.option("--context", default=2048, show_default=True, type=click.IntRange(2), help="Tokens of a context.")
 @click.option("--examples", default=12, show_default=True, type=click.IntRange(1), help="Per kind and ratio.")
@@ -25,7 +29,7 @@ from tenuto.cli.group import command, device_option, json_option, language_optio
 def prompt(
     model: str,
     ratio: str,
-    semtoken: str,
+    texts: tuple[str, ...],
     policy: str | None,
     kinds: str,
     context: int,
@@ -35,10 +39,13 @@ def prompt(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Read the same contexts whole, with SemToken and with plain ways to shorten them; ask what is still known."""
+    """Read the same contexts whole, with a method and with plain ways to shorten them; ask what is still known.
+
+    Settings of one method can be given by its name as well: --NAME layer=4 is --method NAME:layer=4.
+    """
     from tenuto import catalog
     from tenuto.bench.prompt.bench import bench as measure
-    from tenuto.bench.prompt.bench import read_kinds, read_ratios
+    from tenuto.bench.prompt.bench import read_kinds, read_methods
     from tenuto.cli.tables import prompt_table
     from tenuto.measure.folders import check_folder
     from tenuto.zoo.language import load_language
@@ -46,10 +53,10 @@ def prompt(
     if out:
         check_folder(out)
     chosen = catalog.parse(policy, "kv") if policy else None
-    asked, ratios = read_kinds(kinds), read_ratios(ratio, semtoken)
+    asked, methods = read_kinds(kinds), read_methods(texts, ratio)
     rows = measure(
         load_language(model, device),
-        ratios,
+        methods,
         asked,
         policy=chosen,
         tokens=context,

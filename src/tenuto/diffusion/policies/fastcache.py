@@ -197,7 +197,8 @@ class FastCache(FeaturePolicy):
 
     Attributes:
         alpha: accepted false-reuse rate of the test, in (0, 1): larger reuses more.
-        rtol, total: the ``ErrorBudget``; a larger rtol reuses more, 0 never.
+        rtol: of the ``ErrorBudget``, the relative error of one estimate; larger reuses more, 0 never.
+        total: of the ``ErrorBudget``, the errors of estimates in a row added up.
         gate: "calibrated", or "published" (which ignores rtol and total).
         rung: which maps to fit: "auto" (chosen on held-out generations; takes any profile), "residual", "affine",
             "low_rank" or "full".

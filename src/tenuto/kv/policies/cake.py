@@ -91,7 +91,8 @@ class Cake(KVMethod):
         window: last tokens whose queries judge, and which are always kept.
         kernel: entries that are pooled, an odd number.
         gamma: weight of the variance in a token's score.
-        tau1, tau2: the larger, the less entropy (tau1) or variance (tau2) tells layers apart.
+        tau1: the larger, the less the entropy of attention tells layers apart.
+        tau2: the larger, the less its variance does.
     """
 
     window: int = 32

@@ -55,7 +55,8 @@ class Clusters(Index):
     """Pages of entries with similar keys, scored by their mean key.
 
     Attributes:
-        page: entries per page; pages: pages read per step and layer.
+        page: entries per page.
+        pages: pages read per step and layer.
     """
 
     page: int = 16
@@ -79,7 +80,8 @@ class IceCache(KVMethod):
     Attributes:
         pages: pages read per decoding step and layer.
         page: tokens per page.
-        sinks, window: first and last tokens, which are always read and stay in memory.
+        sinks: first tokens, which are always read and stay in memory.
+        window: last tokens, which are always read and stay in memory.
     """
 
     pages: int = 8

@@ -13,7 +13,7 @@ Source: Liu et al. 2024, KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
@@ -204,6 +204,7 @@ class Kivi(KVMethod):
         2024,
         "https://arxiv.org/abs/2402.02750",
     )
+    demo: ClassVar[Mapping[str, float]] = {"kivi:bits=4": 1.0, "knorm+kivi:bits=4": 0.5}
     sweep: ClassVar[tuple[str, ...]] = ("kivi:bits=8", "kivi:bits=4", "kivi:bits=3", "kivi:bits=2")
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ https://arxiv.org/abs/2406.11430
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,7 +36,8 @@ class Knorm(KVMethod):
     """Keep the keys of small norm.
 
     Attributes:
-        sinks, window: first and last tokens that are always kept.
+        sinks: first tokens that are always kept.
+        window: last tokens that are always kept.
     """
 
     sinks: int = 0
@@ -47,6 +49,7 @@ class Knorm(KVMethod):
         2024,
         "https://arxiv.org/abs/2406.11430",
     )
+    demo: ClassVar[Mapping[str, float]] = {"knorm": 0.5}
     sweep: ClassVar[tuple[str, ...]] = ("knorm",)
 
     def __post_init__(self) -> None:

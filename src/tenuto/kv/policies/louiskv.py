@@ -33,7 +33,8 @@ class AtBoundaries(Index):
     """Pages by their mean key, chosen anew where ``cos(q, q at the last choice) < threshold``.
 
     Attributes:
-        page: entries per page; pages: pages read per step and layer.
+        page: entries per page.
+        pages: pages read per step and layer.
     """
 
     page: int = 16
@@ -58,7 +59,8 @@ class LouisKV(KVMethod):
         threshold: cosine below which pages are chosen anew; above 1: at every step.
         pages: pages read per decoding step and layer.
         page: tokens per page.
-        sinks, window: first and last tokens, which are always read and stay in memory.
+        sinks: first tokens, which are always read and stay in memory.
+        window: last tokens, which are always read and stay in memory.
     """
 
     threshold: float = 0.8

@@ -173,7 +173,8 @@ class MiKV(KVMethod):
 
     Attributes:
         important: part of the entries that are important, from 0 to 1.
-        high, low: bits of important entries and of the others: 2, 3, 4 or 8.
+        high: bits of important entries: 2, 3, 4 or 8.
+        low: bits of the others: 2, 3, 4 or 8.
         residual: recent entries that are always whole.
         page: entries encoded at a time.
     """

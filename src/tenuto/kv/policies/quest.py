@@ -58,7 +58,8 @@ class Quest(KVMethod):
     Attributes:
         pages: pages read per decoding step and layer.
         page: tokens per page.
-        sinks, window: first and last tokens, which are always read and stay in memory.
+        sinks: first tokens, which are always read and stay in memory.
+        window: last tokens, which are always read and stay in memory.
     """
 
     pages: int = 8

@@ -87,7 +87,8 @@ class FetchingHeads(Allocator):
     """Everything for the best heads, as far as it goes; the rest evenly.
 
     Attributes:
-        induction, echo: parts of all KV heads that keep everything, by either score.
+        induction: part of all KV heads that keep everything for their induction score.
+        echo: part of all KV heads that keep everything for their echo score.
         extra: entries the reducer adds to a head that loses some; one that loses none has that room to itself.
     """
 
@@ -161,8 +162,10 @@ class RazorAttention(KVMethod):
     """Heads that fetch keep everything, others sinks, recent tokens and a mean of the rest.
 
     Attributes:
-        induction, echo: parts of all KV heads that keep everything, by either score, from 0 to 1.
-        sinks, window: first and last tokens that are always kept.
+        induction: part of all KV heads that keep everything for their induction score, from 0 to 1.
+        echo: part of all KV heads that keep everything for their echo score, from 0 to 1.
+        sinks: first tokens that are always kept.
+        window: last tokens that are always kept.
     """
 
     induction: float = 0.14

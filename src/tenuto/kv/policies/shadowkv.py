@@ -39,7 +39,9 @@ class Landmarks(Index):
     """The mean key of a page; pages with the lowest ``min_i cos(k_i, mean)`` are always read.
 
     Attributes:
-        page: entries per page; pages: pages read per step and layer; always: outlier pages.
+        page: entries per page.
+        pages: pages read per step and layer.
+        always: outlier pages.
     """
 
     page: int = 8
@@ -67,7 +69,8 @@ class ShadowKV(KVMethod):
         pages: chunks read per decoding step and layer.
         outliers: chunks that are always read.
         page: tokens per chunk.
-        sinks, window: first and last tokens, which are always read and stay in memory.
+        sinks: first tokens, which are always read and stay in memory.
+        window: last tokens, which are always read and stay in memory.
     """
 
     pages: int = 16

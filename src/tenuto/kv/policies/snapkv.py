@@ -11,6 +11,7 @@ Source: Li et al. 2024, SnapKV: LLM Knows What You are Looking for Before Genera
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -70,6 +71,8 @@ class SnapKV(KVMethod):
         2024,
         "https://arxiv.org/abs/2404.14469",
     )
+    yardstick: ClassVar[bool] = True
+    demo: ClassVar[Mapping[str, float]] = {"snapkv": 0.5}
     sweep: ClassVar[tuple[str, ...]] = ("snapkv",)
 
     def __post_init__(self) -> None:

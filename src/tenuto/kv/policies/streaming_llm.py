@@ -13,6 +13,7 @@ Source: Xiao et al. 2023, Efficient Streaming Language Models with Attention Sin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -58,6 +59,7 @@ class StreamingLLM(KVMethod):
         2023,
         "https://arxiv.org/abs/2309.17453",
     )
+    demo: ClassVar[Mapping[str, float]] = {"streaming_llm": 0.5}
     sweep: ClassVar[tuple[str, ...]] = ("streaming_llm",)
 
     def __post_init__(self) -> None:

@@ -89,7 +89,8 @@ class ZipCache(KVMethod):
 
     Attributes:
         salient: part of the entries that are salient, from 0 to 1.
-        high, low: bits of salient entries and of the others: 2, 3, 4 or 8.
+        high: bits of salient entries: 2, 3, 4 or 8.
+        low: bits of the others: 2, 3, 4 or 8.
         page: entries encoded at a time; up to so many recent ones are whole.
         probes: part of the queries that judge, above 0 and up to 1: half of them recent, half at random.
     """

@@ -1,4 +1,9 @@
-"""Groups of equal size, whatever the tokens say: at a ratio of 1/3 the groups of three that SemToken's code makes."""
+"""FixedGroups: groups of equal size, whatever the tokens say; a baseline.
+
+At a ratio of 1/3 they are the groups of three that SemToken's published code makes.
+
+What it does not do: look at the prompt.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ __all__ = ["FixedGroups"]
 class FixedGroups(PromptMethod):
     """Groups of equal size between the tokens at both ends that stay."""
 
-    name: ClassVar[str] = "fixed"
+    baseline: ClassVar[bool] = True
 
     def choose(self, look: Look) -> Spans:
         tokens = look.ids.shape[0]

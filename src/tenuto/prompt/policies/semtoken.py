@@ -30,7 +30,7 @@ import torch
 from torch.nn import functional as F
 
 from tenuto.errors import PolicyError, closest
-from tenuto.prompt.policy import Look, PromptMethod
+from tenuto.prompt.policy import Claim, Look, Paper, PromptMethod
 from tenuto.prompt.spans import Spans, coherence, split
 
 __all__ = ["SemToken", "information", "lost", "penalties"]
@@ -55,7 +55,18 @@ class SemToken(PromptMethod):
     coherence: float = 0.0
     fingerprint: str = "states"
     protect: float = 1.0
-    name: ClassVar[str] = "semtoken"
+
+    paper: ClassVar[Paper] = Paper(
+        "SemToken: Semantic-Aware Tokenization for Efficient Long-Context Language Modeling",
+        "Dong Liu, Yanxuan Yu",
+        2025,
+        "https://arxiv.org/abs/2508.15190",
+    )
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim("tokens against the tokenizer's own", "up to 2.4x fewer", "WikiText-103, LongBench", "abstract"),
+        Claim("speed", "up to 1.9x", "WikiText-103, LongBench", "abstract"),
+    )
+    sweep: ClassVar[tuple[str, ...]] = ("semtoken:ratio=0.75", "semtoken", "semtoken:ratio=0.33")
 
     def __post_init__(self) -> None:
         PromptMethod.__post_init__(self)

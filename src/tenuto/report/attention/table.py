@@ -12,8 +12,8 @@ __all__ = ["attention_columns", "attention_rows"]
 
 
 def _baseline(groups: Sequence[Group]) -> Group | None:
-    there = {group.attention: group for group in groups}
-    return next((there[name] for name in FULL if name in there), None)
+    own = next((group for group in groups if group.attention == FULL), None)
+    return own or next((group for group in groups if all(run.whole for run in group.runs)), None)
 
 
 def _bits(group: Group, baseline: Group | None, context: int) -> Cell:
@@ -66,7 +66,7 @@ def _time(group: Group) -> Cell:
 def attention_columns(groups: Sequence[Group]) -> list[Column[Group]]:
     """Bits per byte at every context, training speed, and decoding at the longest context."""
     baseline = _baseline(groups)
-    against = baseline.attention if baseline else FULL[0]
+    against = baseline.attention if baseline else FULL
     contexts = sorted({bits.context for group in groups for run in group.runs for bits in run.bits})
     longest = max((at.context for group in groups for at in group.decode), default=0)
     columns: list[Column[Group]] = [

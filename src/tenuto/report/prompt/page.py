@@ -110,16 +110,20 @@ def _group(rows: Sequence[Row[PromptRun]], ways: Sequence[str], number: int) -> 
 
 
 def _headlines(runs: Sequence[PromptRun]) -> list[Headline]:
-    """How many ways there are, and where SemToken costs least and is soonest."""
-    merged = [run for run in runs if run.way == "semtoken"]
+    """How many ways there are, and where a method that was measured costs least and is soonest."""
+    merged = [run for run in runs if run.reference]
     ways = len({run.way for run in runs if run.way != BASELINE})
     figures = [Headline(title="Ways compared", value=str(ways), note="to read a prompt into fewer entries")]
     if merged:
         least = min(merged, key=lambda run: run.extra)
         soonest = max(merged, key=lambda run: run.speedup)
         figures += [
-            Headline(title="SemToken's least loss", value=f"{least.extra:+.3f} nats", note=_where(least)),
-            Headline(title="Its soonest first token", value=units.times(soonest.speedup), note=_where(soonest)),
+            Headline(title="Least loss", value=f"{least.extra:+.3f} nats", note=f"{least.way}, {_where(least)}"),
+            Headline(
+                title="Soonest first token",
+                value=units.times(soonest.speedup),
+                note=f"{soonest.way}, {_where(soonest)}",
+            ),
         ]
     return figures
 

@@ -25,7 +25,7 @@ def _beyond(run: PromptRun) -> Cell:
 
 
 def _behind(run: PromptRun) -> Cell:
-    if run.way == "semtoken":
+    if run.reference:
         return Cell(text=f"{0:.3f}", note="reference", value=0.0)
     return _paired(run.behind, run.behind_interval, lower=True)
 
@@ -68,12 +68,12 @@ COLUMNS: list[Column[PromptRun]] = [
         "it is above 0.",
     ),
     Column(
-        title="Beyond SemToken",
+        title="Beyond method",
         note="nats, paired",
         better="lower",
         cell=_behind,
-        help="Loss beyond SemToken's on the same examples, with the 95 % interval of its mean: below 0 is better than "
-        "SemToken; bold if all of it is above 0.",
+        help="Loss beyond that of the method that is measured (its row says reference) on the same examples, with the "
+        "95 % interval of its mean: below 0 is better than the method; bold if all of it is above 0.",
     ),
     Column(
         title="Facts",

@@ -19,8 +19,7 @@ from typing import ClassVar
 
 import torch
 
-from tenuto.paper import Paper
-from tenuto.reuse.policy import Assembler, Seen, check_fraction, check_layer
+from tenuto.reuse.policy import Assembler, Paper, Seen, check_fraction, check_layer
 
 __all__ = ["CacheBlend", "deviation"]
 

@@ -13,8 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tenuto.paper import Paper
-from tenuto.reuse.policy import Assembler, Seen
+from tenuto.reuse.policy import Assembler, Paper, Seen
 
 __all__ = ["Concatenate"]
 

@@ -1,4 +1,7 @@
-"""FullRecompute: forget that the chunks were ever computed, and run all of them as one prompt. The baseline: exact."""
+"""FullRecompute: forget that the chunks were ever computed, and run all of them as one prompt. The baseline: exact.
+
+What it does not do: save anything.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ __all__ = ["FullRecompute"]
 class FullRecompute(Assembler):
     """Every token in every layer."""
 
+    baseline: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
     reads: ClassVar[bool] = False
 
     def choose(self, seen: Seen) -> None:

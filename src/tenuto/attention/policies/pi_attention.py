@@ -15,6 +15,7 @@ class is to come, so over time every token is needed. A cache then saves reads, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,7 +26,7 @@ from tenuto.attention.columns import first_tokens, joined
 from tenuto.attention.pi_backends import BACKENDS, masked, step
 from tenuto.attention.pi_pattern import VARIANTS, Pattern, coprime_strides
 from tenuto.attention.pi_reshape import Pair
-from tenuto.attention.policy import Attention, Call, Heads, Shape, State
+from tenuto.attention.policy import Attention, Call, Claim, Heads, Paper, Shape, State
 from tenuto.errors import AttachError, PolicyError, closest
 
 __all__ = ["PiAttention", "PiHeads", "PiState"]
@@ -38,8 +39,9 @@ class PiAttention(Attention):
     """Window, sinks and periodic skips.
 
     Attributes:
-        window: tokens a query sees, itself included; sinks: first tokens of a row that all see.
+        window: tokens a query sees, itself included.
         stride: distance of the skips, in tokens.
+        sinks: first tokens of a row that all see.
         variant: ``multiples`` of the stride, the stride itself (``single``), or 1, 2, 4, ... strides (``log``).
         last: with ``multiples``, how many beyond the window are seen, 0 for all. Bounds the cache.
         coprime: every head has a stride of its own near ``stride``, co-prime with those of the other heads.
@@ -59,7 +61,25 @@ class PiAttention(Attention):
     phases: bool = False
     backend: str = "reshape"
 
-    name: ClassVar[str] = "pi"
+    paper: ClassVar[Paper] = Paper(
+        "PiAttention: Periodic Sparse Transformers for Efficient Long-Context Modeling",
+        "Dong Liu, Yanxuan Yu",
+        2025,
+        "https://arxiv.org/abs/2511.10696",
+    )
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim("perplexity against RingAttention", "8.3 % lower", "not named in the abstract", "abstract"),
+        Claim("GPUs for the same context length", "50 % fewer", "not named in the abstract", "abstract"),
+    )
+    aliases: ClassVar[Mapping[str, str]] = {"pi": "pi_attention"}
+    trials: ClassVar[tuple[str, ...]] = (
+        "pi_attention:window=8,stride=3,sinks=2",
+        "pi_attention:window=5,stride=7,sinks=0,coprime=true,phases=true",
+        "pi_attention:window=4,stride=3,variant=log,phases=true",
+        "pi_attention:window=6,stride=4,last=3,coprime=true,sinks=2",
+        "pi_attention:window=5,stride=9,variant=single,sinks=3",
+        "short_conv+pi_attention:window=8,stride=3,sinks=2",
+    )
 
     def __post_init__(self) -> None:
         if self.window < 1 or self.sinks < 0 or self.last < 0:
@@ -68,7 +88,7 @@ class PiAttention(Attention):
             raise PolicyError(f"stride={self.stride} is not allowed: a stride is 1 or more. For none use `window`.")
         for given, allowed in ((self.variant, VARIANTS), (self.backend, BACKENDS)):
             if given not in allowed:
-                raise PolicyError(f"pi does not know {given!r}.{closest(given, allowed)}")
+                raise PolicyError(f"{self.name} does not know {given!r}.{closest(given, allowed)}")
         if self.last and self.variant != "multiples":
             raise PolicyError(f"last={self.last} was given with variant={self.variant}. It belongs to multiples.")
         if self.variant == "single" and self.stride < self.window:
@@ -76,6 +96,11 @@ class PiAttention(Attention):
                 f"stride={self.stride} is inside window={self.window}: a single skip sees nothing new. "
                 "Give a stride of the window or more, or variant=multiples."
             )
+
+    @property
+    def period(self) -> int:
+        """See :class:`Attention`."""
+        return self.stride
 
     def pattern(self, heads: int, layer: int = 0) -> Pattern:
         """The pattern of one layer with so many query heads."""
@@ -159,7 +184,7 @@ class PiHeads(Heads):
         q, k = call.normalise(call.q, call.k)
         bias = self.gate[:, None] + (q * self.gate_q[:, None]).sum(-1) * call.scale
         q, k = call.rotate(q, call.number), call.rotate(k, call.number)
-        whole = (state is None or not state.seen) and bool((call.number[:, 0] == 0).all())
+        whole = (state is None or not state.seen) and not call.dropout and bool((call.number[:, 0] == 0).all())
         if whole:
             backend = "reshape" if self.usage is not None and self.backend == "flex" else self.backend
             out, near = BACKENDS[backend](q, k, call.v, bias, self.pattern, call.scale)
@@ -182,9 +207,9 @@ class PiHeads(Heads):
             first = torch.arange(sunk, device=q.device).expand(len(at), -1)
             at = torch.cat([first, at.masked_fill(at < sunk, -1)], 1)
         numbers = call.number, at
-        if q.shape[2] == 1:
+        if q.shape[2] == 1 and not call.dropout:
             return step(q, keys, values, bias, self.pattern, call.scale, numbers, first)
-        return masked(q, keys, values, bias, self.pattern, call.scale, numbers)
+        return masked(q, keys, values, bias, self.pattern, call.scale, numbers, call.dropout)
 
     def _keep(
         self, state: PiState, k: torch.Tensor, v: torch.Tensor, number: torch.Tensor
@@ -192,7 +217,9 @@ class PiHeads(Heads):
         """Put new columns in the state: the columns it can reach with the new ones, and the sinks if they are apart."""
         reach, sunk, total = self.pattern.reach, self.pattern.sinks, state.seen + k.shape[2]
         if reach is None:
-            if state.k is None or state.v is None or total > state.k.shape[2] or torch.is_grad_enabled():
+            kept = state.k is not None and state.k.is_inference() and not torch.is_inference_mode_enabled()
+            frozen = torch.is_grad_enabled() or kept  # what must not be written to in place
+            if state.k is None or state.v is None or total > state.k.shape[2] or frozen:
                 state.k, state.v = _grown(state.k, k, state.seen), _grown(state.v, v, state.seen)
             else:
                 state.k[:, :, state.seen : total], state.v[:, :, state.seen : total] = k, v

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tenuto import catalog
 from tenuto.errors import PolicyError
-from tenuto.reuse.names import ASSEMBLERS, parse, text
 from tenuto.reuse.policies.cacheblend import CacheBlend
 from tenuto.reuse.policies.cachecraft import CacheCraft
 from tenuto.reuse.policies.concatenate import Concatenate
@@ -23,12 +23,8 @@ GIVEN: dict[str, Assembler] = {
 
 @pytest.mark.parametrize("given", GIVEN)
 def test_text_and_back(given: str) -> None:
-    assert parse(given) == GIVEN[given]
-    assert text(GIVEN[given]) == given
-
-
-def test_every_assembler_has_a_name() -> None:
-    assert {type(assembler) for assembler in GIVEN.values()} == set(ASSEMBLERS.values())
+    assert catalog.parse(given, "reuse") == GIVEN[given]
+    assert catalog.text(GIVEN[given]) == given
 
 
 @pytest.mark.parametrize(
@@ -36,12 +32,12 @@ def test_every_assembler_has_a_name() -> None:
     [
         ("cachblend", "Did you mean 'cacheblend'"),
         ("cacheblend:recomput=0.1", "Did you mean 'recompute'"),
-        ("cacheblend:check=one", "give a int"),
-        ("concatenate:rotate=2", "give a bool"),
+        ("cacheblend:check=one", "give a whole number"),
+        ("concatenate:rotate=2", "give true or false"),
         ("cacheblend:check=1,check=2", "once"),
         ("cacheblend:recompute=2", "from 0 to 1"),
     ],
 )
 def test_mistakes_are_told(given: str, words: str) -> None:
     with pytest.raises(PolicyError, match=words):
-        parse(given)
+        catalog.parse(given, "reuse")

@@ -8,7 +8,8 @@ from retrofitted import plain, stir, tokens
 from torch.nn.attention import flex_attention
 from transformers import DynamicCache
 
-from tenuto.attention import PiAttention, parse, pi_backends, pi_reshape, retrofit
+from tenuto import catalog
+from tenuto.attention import PiAttention, pi_backends, pi_reshape, retrofit
 from tenuto.attention.pi_backends import BACKENDS, dense, flex
 from tenuto.attention.pi_pattern import Pattern, coprime_strides
 from tenuto.attention.pi_reshape import reshape
@@ -118,7 +119,7 @@ def test_strides_are_coprime_over_heads_and_neighbouring_layers() -> None:
 def test_a_pattern_of_everything_is_the_model_itself(text: str) -> None:
     model, ids = plain(), tokens(2, 61)
     with torch.no_grad():
-        before, after = model(ids).logits, retrofit(model, parse(text))(ids).logits
+        before, after = model(ids).logits, retrofit(model, catalog.parse(text, "attention"))(ids).logits
     assert (before - after).abs().max() <= 1e-5
 
 
@@ -156,10 +157,10 @@ def test_a_cache_can_be_cropped_where_it_is_whole() -> None:
 )
 def test_wrong_options_are_refused(text: str, said: str) -> None:
     with pytest.raises(PolicyError, match=said):
-        parse(text)
+        catalog.parse(text, "attention")
 
 
 @pytest.mark.parametrize("text", ["pi:window=513", "pi:stride=513"])
 def test_more_than_the_context_is_refused(text: str) -> None:
     with pytest.raises(PolicyError, match="longer than the model's context"):
-        retrofit(plain(), parse(text))
+        retrofit(plain(), catalog.parse(text, "attention"))

@@ -44,7 +44,9 @@ def causal(call: Call, k: torch.Tensor, v: torch.Tensor, state: FullState | None
         mask = (mask | ~mask.any(-1, keepdim=True))[:, None]  # padding attends to anything, and nobody looks
     grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
     whole = mask is None and asked > 1
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=call.scale, is_causal=whole, **grouped)
+    return scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, is_causal=whole, **grouped
+    )
 
 
 def masked(call: Call) -> torch.Tensor:

@@ -1,59 +1,28 @@
-"""Expert affinity: how much attention tokens of one expert pay to tokens of another, learnt in one pass over a text.
+"""Learns which experts' tokens attend to which, in one pass over a text: the profile of a selector by experts.
 
 ``A[e_q, e_k]`` is the attention mass per older token, by the expert the router of the layer before liked best for the
 query and for the key. Which experts attend to which is not the router's probability: a pair may carry signal where
-"my own experts" carries none. The table is a prior; with ``summary`` it is added to the logits of mean keys.
+"my own experts" carries none.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from tenuto.calibration import Profile, fingerprint
 from tenuto.errors import AttachError
-from tenuto.kv.index import shared
 from tenuto.kv.models import find_layout
 from tenuto.shards.routes import Routes
-from tenuto.shards.selector import Asked, Selector
-from tenuto.shards.summary import centroid_logits
 
-__all__ = ["NAME", "Affinity", "calibrate_affinity"]
+__all__ = ["NAME", "calibrate_affinity"]
 
 AWAY = 16
 """Tokens nearer than this to the query do not count: they are read anyway."""
 NAME = "shards"
 """Of profiles: ``tenuto calibrate shards`` makes them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Affinity(Selector):
-    """Read the pages whose experts the query's experts attend to. Layers without a router before them go by the mean
-    key, or without ``summary`` by age.
-
-    Attributes:
-        profile: from :func:`calibrate_affinity`, for the same model.
-        summary: add the logit of the mean key; False: the experts alone.
-    """
-
-    profile: Profile = field(compare=False, repr=False)
-    summary: bool = True
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("experts", "total") if self.summary else ("experts",)
-
-    def score(self, asked: Asked) -> torch.Tensor:
-        table, experts = self.profile.tensors.get(str(asked.layer)), asked.summaries.get("experts")
-        known = table is not None and asked.router is not None and experts is not None
-        if not known:
-            return shared(centroid_logits(asked)).log() if self.summary else asked.newest.float()
-        mass = experts @ (asked.router @ table.to(asked.router.device)) / asked.counts.clamp(min=1)  # type: ignore
-        prior = mass.clamp(min=1e-30).log()
-        return shared(centroid_logits(asked) + prior).log() if self.summary else prior
 
 
 def calibrate_affinity(model: Any, ids: torch.Tensor) -> Profile:

@@ -1,8 +1,12 @@
-"""Spans with borders drawn at random."""
+"""RandomSpans: borders drawn at random, whatever the tokens say; the baseline that any choice of borders has to beat.
+
+What it does not do: look at the prompt.
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -22,7 +26,9 @@ class RandomSpans(PromptMethod):
     """
 
     seed: int = 0
-    name: ClassVar[str] = "random"
+
+    aliases: ClassVar[Mapping[str, str]] = {"random": "random_spans"}
+    baseline: ClassVar[bool] = True
 
     def choose(self, look: Look) -> Spans:
         tokens = look.ids.shape[0]
