@@ -168,7 +168,7 @@ def find_denoisers(target: Any) -> tuple[Layout, ...]:
         searched = f"its components {', '.join(listed) or 'none'}"
     parts = [target] if isinstance(target, nn.Module) else list(modules.values())
     reason = next(
-        filter(None, map(_reason, parts)), "Give a diffusers pipeline with a transformer, or the transformer."
+        filter(None, map(_reason, parts)), "Give a diffusers pipeline with a transformer, or the transformer itself."
     )
     raise AttachError(
         f"No transformer blocks in {type(target).__name__}: searched {searched} for a list of modules whose forward "

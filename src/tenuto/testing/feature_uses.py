@@ -1,7 +1,7 @@
 """Ordinary uses of a diffusion model, and the law that a policy changes none of them.
 
-A :class:`FeatureUse` is what a program does with one attached model: some generations, one after the other, woven step by step
-or in threads, with a failure, a copy or another attachment in between. :func:`law_as_alone` runs it: every generation
+A :class:`FeatureUse` is what a program does with one attached model: some generations, one after the other, woven step
+by step or in threads, with a failure, a copy or another attachment in between. :func:`law_as_alone` runs it: every one
 gives bit for bit what it gives alone under the policy, or refuses with a TenutoError; under a policy that never reuses
 that is what the model gives without one.
 """
@@ -26,7 +26,7 @@ from tenuto.errors import TenutoError
 from tenuto.testing.diffusion import TinyDiT
 from tenuto.testing.law import expect
 
-__all__ = ["SCHEDULERS", "Generation", "FeatureUse", "law_as_alone"]
+__all__ = ["SCHEDULERS", "FeatureUse", "Generation", "law_as_alone"]
 
 SCHEDULERS = (
     "DDIMScheduler",
