@@ -152,7 +152,9 @@ def _wrap_generation(stack: ExitStack, run: AttachedRun) -> None:
         given = args[2] if len(args) > 2 else kwargs["model_kwargs"]
         cache = given.get("past_key_values")
         if run.prefixes and isinstance(cache, KVCache) and not cache.sequences.columns:
-            run.prefixes.restore(cache, args[0] if args else kwargs["input_ids"], given.get("attention_mask"))
+            ids = args[0] if args else kwargs["input_ids"]
+            if given.get("inputs_embeds") is None:  # else the ids are not what the model reads
+                run.prefixes.restore(cache, ids, given.get("attention_mask"), given.get("position_ids"))
         if config.prefill_chunk_size is None:
             return prefill(*args, **kwargs)
         with run.prefill():

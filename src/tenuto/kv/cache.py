@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ class KVCache(Cache):  # type: ignore[misc]
     ) -> None:
         self.policy, self.budget, self.layout = policy, budget, layout
         self.replay, self.keeper, self.pool = replay, keeper, pool
-        self.sequences = Sequences(0, [], *[torch.zeros(0, 0, dtype=torch.int32)] * 2)
+        nothing = torch.zeros(0, 0, dtype=torch.int32)
+        self.sequences = Sequences(0, [], nothing, nothing)
         layers: list[Any] = [
             KVLayer(policy, spec.site, self.sequences, Paged(policy, pool) if pool else None)
             if spec.site
@@ -383,7 +385,7 @@ class KVCache(Cache):  # type: ignore[misc]
         """An independent copy: ask several questions on one compressed context, each on its own fork."""
         other = self.empty()
         shared = self.sequences
-        other.sequences = Sequences(shared.columns, list(shared.seen), shared.positions, shared.tokens)
+        other.sequences = replace(shared, seen=list(shared.seen))
         other.engine = [layer.copied(other.sequences) for layer in self.engine]
         mine = iter(other.engine)
         other.layers = [next(mine) if isinstance(layer, KVLayer) else copy.deepcopy(layer) for layer in self.layers]

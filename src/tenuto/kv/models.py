@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicSlidingWindowLayer, get_layer_types_and_kwargs
 
 from tenuto.errors import AttachError
+from tenuto.identity import Identity
 from tenuto.kv.compress import Site
 from tenuto.kv.rope import Rope
 
@@ -38,12 +39,14 @@ class Layout:
     Attributes:
         decoder: the module whose ``forward`` is one step; config: of the text decoder.
         layers: one spec per layer; dtype: of keys and values.
+        identity: the name of all that the decoder's numbers depend on.
     """
 
     decoder: nn.Module
     config: Any
     layers: tuple[LayerSpec, ...]
     dtype: torch.dtype
+    identity: Identity
 
     @property
     def itemsize(self) -> int:
@@ -127,7 +130,7 @@ def find_layout(model: Any) -> Layout:
             site = Site(cached.index(number), len(cached), width**-0.5, _rope_of(decoder, attention, kind))
         sliding = partial(DynamicSlidingWindowLayer, **options[number])
         specs.append(LayerSpec(site, sliding, heads, heads // attention.num_key_value_groups, width))
-    return Layout(decoder, config, tuple(specs), model.dtype)
+    return Layout(decoder, config, tuple(specs), model.dtype, Identity(decoder))
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:

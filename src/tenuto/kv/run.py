@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from tenuto.budget import MemoryBudget
-from tenuto.calibration import fingerprint
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.cache import KVCache
 from tenuto.kv.models import Layout
@@ -102,7 +101,7 @@ class AttachedRun:
         chosen = cache or self.last
         if chosen is None:
             raise InputError("There is no cache yet: run the model on a prompt before saving.")
-        save(chosen, path, fingerprint(self.layout.decoder))
+        save(chosen, path, self.layout.identity.mark())
 
     def load(self, path: Path | str) -> KVCache:
         """A cache from a file, to be given as ``past_key_values``.
@@ -110,7 +109,7 @@ class AttachedRun:
         Raises:
             InputError: no such file, a damaged one, or the cache of another model or policy.
         """
-        return load(self.cache(), path, fingerprint(self.layout.decoder), self.model.device)
+        return load(self.cache(), path, self.layout.identity.mark(), self.model.device)
 
     def stored(self, ids: torch.Tensor) -> int:
         """How many tokens of a prompt ``[1, tokens]`` the store has, from the first on.
@@ -215,6 +214,8 @@ class AttachedRun:
         for section in sections(self):
             if cache not in section.caches:
                 section.caches.append(cache)
+        if self.prefixes is not None and cache.keeper is not None and phase_in(self) is not Phase.REPLAY:
+            self.prefixes.look(cache, given.shape[1], mask, positions)
         cache.begin(given.shape[0], given.shape[1], mask, positions, given.device, phase_in(self))
         if cache.keeps_tokens:
             cache.note(ids)

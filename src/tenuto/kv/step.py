@@ -40,12 +40,16 @@ class Sequences:
         columns: tokens per row so far, padding counted; seen: padding left out, per row.
         positions: RoPE position of every token so far, ``[batch, columns]`` int32.
         tokens: their ids, -1 for padding, for scorers that run the prompt again; else nothing ``[batch, 0]``.
+        origin: the name of the model that computed all of it, as it was then; empty before the first call, None where
+            nothing of it may be kept in a store. loaded: columns that came out of one.
     """
 
     columns: int
     seen: list[int]
     positions: torch.Tensor
     tokens: torch.Tensor
+    origin: str | None = ""
+    loaded: int = 0
 
 
 @dataclass(slots=True, eq=False)
