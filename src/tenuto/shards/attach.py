@@ -228,9 +228,9 @@ def _attached(run: ShardedRun, layout: str) -> dict[str, str]:
     plan = run.plan
     return {
         **model_facts(run.model, run.layout.decoder, run.weights),
-        "placement": str(plan.placement),
+        "placement": repr(plan.placement),
         "selector": selector_fact(plan.selector),
-        "schedule": str(plan.schedule),
+        "schedule": repr(plan.schedule),
         "codec": f"{plan.codec} but of the last {plan.recent} tokens",
         "shards": str(plan.shards),
         "layout": layout,
