@@ -221,6 +221,7 @@ def _joined(first: Inputs, second: Inputs) -> Inputs:
 
 
 @torch.no_grad()
+@torch.no_grad()
 def generate(
     kind: Architecture,
     model: nn.Module,
