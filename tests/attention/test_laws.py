@@ -116,18 +116,18 @@ def test_saved_and_loaded(text: str, tmp_path) -> None:
 
 
 @every
-def test_the_formula_gives_the_bytes_held(text: str) -> None:
-    """After every token."""
+@pytest.mark.parametrize("length", [1, 7, 23, LONG])
+def test_the_formula_gives_the_bytes_held(text: str, length: int) -> None:
     model, cache = made(text), DynamicCache()
-    layers = [module.heads for module in model.modules() if isinstance(module, Retrofitted)]
-    for length, token in enumerate(tokens(1, LONG).split(1, dim=1), 1):
-        with torch.no_grad():
+    with torch.no_grad():
+        for token in tokens(1, length).split(1, dim=1):
             model(token, past_key_values=cache)
-        said: dict[str, int] = {}
-        for layer in layers:
-            for tier, size in layer.formula(length, 4).items():
-                said[tier] = said.get(tier, 0) + size
-        assert held(cache) == said, length
+    layers = [module.heads for module in model.modules() if isinstance(module, Retrofitted)]
+    said: dict[str, int] = {}
+    for layer in layers:
+        for tier, size in layer.formula(length, 4).items():
+            said[tier] = said.get(tier, 0) + size
+    assert held(cache) == said
 
 
 @every

@@ -221,7 +221,6 @@ def _joined(first: Inputs, second: Inputs) -> Inputs:
 
 
 @torch.no_grad()
-@torch.no_grad()
 def generate(
     kind: Architecture,
     model: nn.Module,

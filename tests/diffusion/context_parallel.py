@@ -82,19 +82,6 @@ def whole(name: str) -> nn.Module:
 
 
 @cache
-def uncached(name: str, guidance: str) -> Outputs:
-    """What it generates on one rank before anything was attached to it."""
-    return generate(ARCHITECTURES[name], ARCHITECTURES[name].build(), guidance=guidance)
-
-
-@cache
-def divided(name: str) -> nn.Module:
-    """A model over all ranks; every policy is attached to it, one after another."""
-    model: nn.Module = split(ARCHITECTURES[name].build())
-    return model
-
-
-@cache
 def profile(name: str, method: type[FeaturePolicy]) -> Profile | None:
     """What rank 0 fitted on one rank, on every rank."""
     kind, model = ARCHITECTURES[name], whole(name)
@@ -144,14 +131,14 @@ def furthest(expected: Outputs, found: Outputs) -> float:
 def compared(name: str, policy: FeaturePolicy, guidance: str) -> dict[str, Any]:
     """One rank's answer for one case."""
     kind = ARCHITECTURES[name]
-    one, shared, fitted = whole(name), divided(name), profile(name, type(policy.profiled))
+    one, shared, fitted = whole(name), split(kind.build()), profile(name, type(policy.profiled))
     if policy.compose(fitted).corrector:
         return {"refused": refusal(lambda: run(kind, shared, policy, fitted, guidance))}
     (plain, alone), (outputs, together) = (run(kind, model, policy, fitted, guidance) for model in (one, shared))
-    detached = generate(kind, Called(shared), guidance=guidance)
+    detached = [generate(kind, Called(model), guidance=guidance) for model in (one, shared)]
     return {
         "error": furthest(plain, outputs),
-        "detached": furthest(uncached(name, guidance), detached),
+        "detached": furthest(*detached),
         "decisions": [
             [f"{e.branch} {e.step} {e.first_block} {e.decision}" for e in t.events] for t in (alone, together)
         ],
