@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ import torch
 from tenuto.budget import MemoryBudget
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.cache import KVCache
+from tenuto.kv.call import stepping
+from tenuto.kv.masks import padding_of
 from tenuto.kv.models import Layout
 from tenuto.kv.offload.pool import Pool
 from tenuto.kv.offload.settings import Prefetch
@@ -26,10 +27,7 @@ from tenuto.kv.step import Phase
 from tenuto.kv.stores import Joiner, Prefixes
 from tenuto.tiers.tier import Tier
 
-__all__ = ["AttachedRun", "current"]
-
-current: ContextVar[Any] = ContextVar("tenuto_kv_cache", default=None)
-"""The cache of the step that is under way: a KVCache, a ShardedCache, or None."""
+__all__ = ["AttachedRun"]
 
 
 class AttachedRun:
@@ -203,28 +201,35 @@ class AttachedRun:
         cache = self._cache_for(named)
         if cache is None:
             return original(**named)
-        ids, embeds = named.get("input_ids"), named.get("inputs_embeds")
-        mask, positions = named.get("attention_mask"), named.get("position_ids")
-        given: Any = ids if ids is not None else embeds
-        if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
-            raise AttachError("An attention mask of four dimensions was given. Give a mask [batch, tokens], or none.")
+        if _asks(named, self.layout.config, "output_attentions"):
+            raise AttachError(
+                "Attention weights were asked for (output_attentions), which a cache of ours does not give. Call the "
+                "model with use_cache=False, or leave the `with` block."
+            )
+        ids, positions = named.get("input_ids"), named.get("position_ids")
+        given: Any = ids if ids is not None else named.get("inputs_embeds")
         if positions is not None and positions.dim() != 2:
             raise AttachError("Positions of several kinds per token (as multimodal models have) are not supported.")
+        mask, masks = padding_of(named.get("attention_mask"), given.shape[1])
         self.last = cache
         for section in sections(self):
             if cache not in section.caches:
                 section.caches.append(cache)
         if self.prefixes is not None and cache.keeper is not None and phase_in(self) is not Phase.REPLAY:
             self.prefixes.look(cache, given.shape[1], mask, positions)
-        cache.begin(given.shape[0], given.shape[1], mask, positions, given.device, phase_in(self))
-        if cache.keeps_tokens:
-            cache.note(ids)
-        token = current.set(cache)
-        try:
+        with torch.inference_mode(False):
+            cache.begin(given.shape[0], given.shape[1], mask, positions, given.device, phase_in(self))
+            if cache.keeps_tokens:
+                cache.note(ids)
+        with stepping(cache, masks) as call:
             result = original(**named)
-        finally:
-            current.reset(token)
-        cache.finish()
+        if missing := len(cache.engine) - sum(call.attended.values()):
+            raise AttachError(
+                f"{missing} of {len(cache.engine)} layers did not attend in this call, so that the cache lacks their "
+                "tokens. Layers cannot be skipped while a policy is attached."
+            )
+        with torch.inference_mode(False):
+            cache.finish()
         return result
 
     def _cache_for(self, named: dict[str, Any]) -> KVCache | None:
@@ -258,3 +263,9 @@ class AttachedRun:
                     past_key_values=cache,
                     use_cache=True,
                 )
+
+
+def _asks(named: dict[str, Any], config: Any, what: str) -> bool:
+    """Whether a call, or the configuration for it, asks for something beside the logits."""
+    given = named.get(what)
+    return bool(vars(config).get(f"_{what}", vars(config).get(what)) if given is None else given)

@@ -24,7 +24,7 @@ from torch import nn
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.attach import AttachedRun
 from tenuto.kv.cache import KVCache
-from tenuto.kv.run import current
+from tenuto.kv.call import current
 from tenuto.prompt.encoder import Encoder, encode
 from tenuto.prompt.policy import Look, PromptMethod
 from tenuto.prompt.protect import marks
@@ -109,7 +109,7 @@ def read(
         raise InputError(
             f"A prompt of shape {list(ids.shape)} was given. Give one prompt [1, tokens] that is not empty."
         )
-    if any(spec.site is None for spec in run.layout.layers):
+    if any(spec.site is None or spec.calls > 1 for spec in run.layout.layers):
         raise AttachError(
             "Spans can be merged in a model whose layers all attend in full; this one has sliding layers."
         )

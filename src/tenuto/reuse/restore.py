@@ -103,7 +103,7 @@ class Prefixes:
             if (
                 before is None
                 or bool((seen.cummax(1).values != seen).any())
-                or bool((before != (rows.tokens >= 0)).any())
+                or (rows.columns > 0 and bool((before != (rows.tokens >= 0)).any()))
             ):
                 origin = None
         rows.origin = origin
