@@ -1,4 +1,4 @@
-"""The former place of :mod:`tenuto.shards`, for one version: what is asked for here is taken from there, with a note."""
+"""The former place of :mod:`tenuto.shards`, for one version: what is asked for here comes from there, with a note."""
 
 from __future__ import annotations
 
