@@ -15,7 +15,7 @@ from tenuto.calibration import Profile, fingerprint
 from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.errors import AttachError, CalibrationError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 STEPS = 8
 
 
