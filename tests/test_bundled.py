@@ -116,6 +116,7 @@ def test_unfitted_fastcache_is_far_closer_than_plain_reuse_that_is_slower(model,
     assert online >= plain + 5
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 @pytest.mark.parametrize("sampler", ["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"])
 def test_unfitted_fastcache_keeps_its_promise_with_other_samplers_and_fewer_steps(model, sampler, monkeypatch):
     import diffusers

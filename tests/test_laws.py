@@ -124,7 +124,6 @@ class Broken(StoredResidual):
     [
         (testing.law_closed_is_identity, Own()),
         (testing.law_generations_apart, Own(estimator=Forgetful())),
-        (testing.law_guidance, Own(estimator=Broken())),
         (testing.law_identical_inputs, Own(n=1)),
         (testing.law_honest_books, Own(estimator=Hiding())),
         (testing.law_honest_books, Own(estimator=Dear())),
@@ -134,6 +133,14 @@ class Broken(StoredResidual):
 def test_a_broken_policy_is_caught(law: Law, policy: FeaturePolicy) -> None:
     with pytest.raises(LawError, match="law broken"):
         law(policy)
+
+
+def test_an_estimate_that_is_not_finite_is_computed_instead() -> None:
+    testing.law_guidance(Own(estimator=Broken()))
+    model = testing.TinyDiT()
+    with tenuto.attach(model, Own(estimator=Broken())) as run:
+        assert bool(torch.isfinite(testing.denoise(model, 1)).all())
+    assert run.telemetry.reuse_ratio == 0
 
 
 def test_the_broken_policies_are_sound_but_for_that() -> None:

@@ -26,6 +26,7 @@ from tenuto.diffusion.models import Layout, find_denoisers
 from tenuto.diffusion.parallel import inside_split
 from tenuto.diffusion.policy import FeaturePolicy, Recorder
 from tenuto.diffusion.run import AttachedRun
+from tenuto.diffusion.sampling import check_sampling
 from tenuto.diffusion.schedulers import Watch
 from tenuto.errors import AttachError, CalibrationError
 from tenuto.restoring import wrap_until
@@ -123,12 +124,22 @@ def name_of(policy: FeaturePolicy) -> str:
     return type(policy.profiled).__module__.rpartition(".")[2]
 
 
-def _profile_for(policy: FeaturePolicy, root: nn.Module, profile: Profile | None) -> Profile | None:
+def _serves_here(policy: FeaturePolicy, scheduler: Any, profile: Profile) -> bool:
+    """Whether a profile that was found can be used: where the policy may do without, not under another sampling."""
+    if policy.profile_use == "may" and scheduler is not None:
+        try:
+            check_sampling(profile, scheduler)
+        except CalibrationError:
+            return False
+    return serves(policy, profile)
+
+
+def _profile_for(policy: FeaturePolicy, root: nn.Module, profile: Profile | None, scheduler: Any) -> Profile | None:
     if policy.profile_use == "no":
         return None
     name, mark = name_of(policy), fingerprint(root)
     if profile is None:
-        profile = find(name, mark, accept=partial(serves, policy))
+        profile = find(name, mark, accept=partial(_serves_here, policy, scheduler))
     if profile is None and policy.profile_use == "may":
         return None
     if profile is None:
@@ -178,7 +189,9 @@ def attach(
     layouts = find_denoisers(target)
     if policy.profile_use == "must" or profile is not None:
         check_count(policy, target, layouts)
-    given, profile = profile, _profile_for(policy, layouts[0].root, profile) if len(layouts) == 1 else None
+    scheduler = None if isinstance(target, nn.Module) else getattr(target, "scheduler", None)
+    given = profile
+    profile = _profile_for(policy, layouts[0].root, profile, scheduler) if len(layouts) == 1 else None
     run = AttachedRun(policy, profile)
     composition = (policy.with_profile() if given else policy).compose(profile)
     with ExitStack() as stack:

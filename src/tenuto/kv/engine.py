@@ -19,11 +19,13 @@ class EngineLayer(CacheLayerMixin):  # type: ignore[misc]
 
     Attributes:
         step: of the call that is under way; None outside an attached model.
+        differentiable: whether gradients flow through :meth:`attend`, where they can.
         twins: layers for its second attention of a call, and further ones, where a model attends several times.
     """
 
     is_sliding = False
     is_croppable = True
+    differentiable = False
     step: Any = None
     twins: Sequence[EngineLayer] = ()
 

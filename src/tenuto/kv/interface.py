@@ -80,6 +80,8 @@ def attention(
     if (here := call.get()) is not None:
         _check(module, query, key, value, attention_mask, options, here)
         layer = _next(module, layer, here)
+    if layer.differentiable:
+        return layer.attend(query, key, value, scaling or query.shape[-1] ** -0.5, options.get("softcap")), None
     with torch.inference_mode(False), torch.no_grad():
         output = layer.attend(query, key, value, scaling or query.shape[-1] ** -0.5, options.get("softcap"))
     if torch.is_grad_enabled() and any(part.requires_grad for part in (query, key, value)):

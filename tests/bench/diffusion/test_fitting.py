@@ -41,7 +41,8 @@ def never(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_profile_says_of_itself(model: ImageModel, profile: Profile) -> None:
     assert (profile.policy, profile.fingerprint) == ("teacache", model.fingerprint)
     told = {key: value for key, value in profile.settings.items() if key != "seconds"}
-    assert told == {"steps": 6, "guidance": 1.5, "sampler": "DDIMScheduler", "seed": 500, "pictures": 20}
+    sampling = {"kind": "plain", "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    assert told == {"steps": 6, "guidance": 1.5, "sampler": "DDIMScheduler", "seed": 500, "pictures": 20, **sampling}
     assert profile.settings["seconds"] > 0
 
 

@@ -123,7 +123,7 @@ class FastMKAHeads(Heads):
         horizon = self.log_horizon.to(x.dtype).exp()
         mix, ema = ema_mix(x, horizon, call.number, share.to(x.dtype), state.ema if state else None)
         strength = self.strength.to(x.dtype).repeat_interleave(self.shape.head_dim, 1)[:, None]
-        k, v = torch.lerp(x, mix, strength).to(raw.dtype).chunk(2, -1)
+        k, v = torch.lerp(x, mix.to(x.dtype), strength).to(raw.dtype).chunk(2, -1)
         if state is not None:
             state.ema = ema
         self._count(share, call)

@@ -54,7 +54,8 @@ class AccumulatedChange(StepGate):
         now = step.modulated()
         if state is None:
             return Verdict(reuse=False), _Sum(0.0, now)
-        predicted = float(np.polyval(self.coefficients, relative_l1(now, state.previous, step.reduce)))
+        with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite nothing is predicted: it is computed
+            predicted = float(np.polyval(self.coefficients, relative_l1(now, state.previous, step.reduce)))
         total = state.total + max(predicted, 0.0)
         reuse = total < self.threshold and not step.last
         return Verdict(reuse=reuse, statistic=total, critical=self.threshold), _Sum(total, now)
