@@ -36,6 +36,8 @@ class ShardedLayer(EngineLayer):
         route: gives the router probabilities of the layer before ``[batch * new, experts]``, None where there are none.
     """
 
+    differentiable = True
+
     def __init__(self, number: int, plan: Plan, books: Books, route: Callable[[], torch.Tensor | None]) -> None:
         super().__init__()
         self.number, self.plan, self.books, self.route = number, plan, books, route
