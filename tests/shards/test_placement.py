@@ -131,3 +131,11 @@ def test_crop_forgets_and_goes_on() -> None:
 def test_numbers_that_are_not_allowed(made: Any) -> None:
     with pytest.raises(PolicyError):
         made()
+
+
+def test_the_former_place_gives_the_same_and_says_so() -> None:
+    import tenuto.kv.placements as former
+    import tenuto.shards
+
+    with pytest.warns(UserWarning, match=r"tenuto\.kv\.placements is tenuto\.shards now"):
+        assert former.RoundRobin is tenuto.shards.RoundRobin
