@@ -164,8 +164,7 @@ def plain_attention(config: Any) -> str:
 def attend_by(stack: ExitStack, module: Any, name: str) -> None:
     """Have a transformers module attend by what is registered under ``name``, until the stack unwinds.
 
-    Models may share a configuration, and let go of it in any order; a copy of it is plain. What somebody else has set
-    there meanwhile stays.
+    Models may share a configuration, and let go of it in any order; a copy of it is plain.
     """
     for config in {id(m.config): m.config for m in module.modules() if "config" in vars(m)}.values():
         with _lock:
@@ -182,9 +181,9 @@ def _let_go(config: Any, held: _Instead) -> None:
     with _lock:
         held.holders -= 1
         top = vars(config).get(_IMPLEMENTATION)
-        if isinstance(top, _Instead):
-            kept = _still_held(top)
-            if kept is None and not top.there:
+        if isinstance(top, _Instead) or not held.holders:  # the last to go puts back what was there before the first
+            kept = _still_held(top if isinstance(top, _Instead) else held)
+            if kept is None and not held.there:
                 delattr(config, _IMPLEMENTATION)
             else:
                 setattr(config, _IMPLEMENTATION, kept)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tenuto.testing.kv_uses import JOURNEYS, Use, check_use
+from tenuto.testing.kv_uses import JOURNEYS, CacheUse, check_use
 
 DRAWS = int(os.environ.get("TENUTO_DRAWS", "0"))
 POLICIES = (
@@ -29,7 +29,7 @@ POLICIES = (
 )
 
 uses = st.builds(
-    Use,
+    CacheUse,
     policy=st.sampled_from(POLICIES),
     seed=st.integers(0, 3),
     dtype=st.sampled_from(["float32", "float64", "bfloat16"]),
@@ -44,7 +44,7 @@ uses = st.builds(
     store=st.sampled_from([False, False, True]),
 )
 texts = st.builds(
-    Use,
+    CacheUse,
     policy=st.sampled_from(POLICIES),
     seed=st.integers(0, 3),
     dtype=st.just("float64"),
@@ -68,20 +68,29 @@ texts = st.builds(
     print_blob=False,
 )
 @given(use=st.one_of(uses, uses, texts))
-def test_an_attached_model_at_a_full_budget_is_the_plain_one(use: Use) -> None:
+def test_an_attached_model_at_a_full_budget_is_the_plain_one(use: CacheUse) -> None:
     check_use(use)
 
 
 @pytest.mark.parametrize(
     "use",
     [
-        Use(rows=2, pads=(0, 5, 0), side="right", journey=("turn", "fork", "repeat")),
-        Use(policy="h2o", chunk=5, journey=("save", "step", "swap"), threads=2),
-        Use(policy="kvzip", rows=2, pads=(4, 0, 0), chunk=8, journey=("turn",)),
-        Use(dtype="float64", generate=1, lookup=True, length=24, threads=2),
-        Use(dtype="float64", generate=1, store=True, length=24, rows=2, pads=(3, 0, 0), again=True),
+        CacheUse(policy="snapkv:window=8", rows=2, pads=(0, 5, 0), side="right", journey=("turn", "fork", "repeat")),
+        CacheUse(policy="h2o", chunk=5, journey=("save", "step", "swap"), threads=2),
+        CacheUse(policy="kvzip", rows=2, pads=(4, 0, 0), chunk=8, journey=("turn",)),
+        CacheUse(policy="snapkv:window=8", dtype="float64", generate=1, lookup=True, length=24, threads=2),
+        CacheUse(
+            policy="snapkv:window=8",
+            dtype="float64",
+            generate=1,
+            store=True,
+            length=24,
+            rows=2,
+            pads=(3, 0, 0),
+            again=True,
+        ),
     ],
     ids=str,
 )
-def test_uses_that_are_made_and_not_refused(use: Use) -> None:
+def test_uses_that_are_made_and_not_refused(use: CacheUse) -> None:
     assert check_use(use)

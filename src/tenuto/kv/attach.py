@@ -38,7 +38,7 @@ from tenuto.kv.policy import Every, KVMethod, KVPolicy
 from tenuto.kv.run import AttachedRun
 from tenuto.kv.section import opened
 from tenuto.kv.stores import Store
-from tenuto.restoring import attend_by, plain_attention, wrap_until
+from tenuto.restoring import attend_by, wrap_until
 from tenuto.tiers.host import HostTier
 from tenuto.tiers.tier import Tier
 
@@ -79,13 +79,10 @@ def _wrap_decoder(stack: ExitStack, run: Stepping) -> None:
 
     def wrap(below: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if decoder.config._attn_implementation == attention or plain_attention(decoder.config) != attention:
-                raise AttachError("The model's attention was changed while attached. Leave the `with` block to do so.")
             return run.step(below, dict(zip(names, args, strict=False)) | kwargs)
 
         return forward
 
-    attention = plain_attention(decoder.config)
     wrap_until(stack, decoder, "forward", wrap)
     attend_by(stack, decoder, NAME)
 

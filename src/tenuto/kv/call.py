@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["Call", "call", "current", "stepping"]
+__all__ = ["DecoderCall", "call", "current", "stepping"]
 
 
 @dataclass(slots=True, eq=False)
-class Call:
+class DecoderCall:
     """What is known of a call that is under way.
 
     Attributes:
@@ -31,14 +31,14 @@ class Call:
 current: ContextVar[Any] = ContextVar("tenuto_kv_cache", default=None)
 """The cache of the step that is under way: a KVCache, a ShardedCache, or None."""
 
-call: ContextVar[Call | None] = ContextVar("tenuto_kv_call", default=None)
+call: ContextVar[DecoderCall | None] = ContextVar("tenuto_kv_call", default=None)
 """What is known of that step."""
 
 
 @contextmanager
-def stepping(cache: Any, masks: list[torch.Tensor]) -> Iterator[Call]:
+def stepping(cache: Any, masks: list[torch.Tensor]) -> Iterator[DecoderCall]:
     """The decoder is called on ``cache``, with ``masks`` that were looked at already."""
-    here = Call(masks)
+    here = DecoderCall(masks)
     tokens = current.set(cache), call.set(here)
     try:
         yield here

@@ -19,15 +19,15 @@ class EngineLayer(CacheLayerMixin):  # type: ignore[misc]
 
     Attributes:
         step: of the call that is under way; None outside an attached model.
-        differentiable: whether gradients flow through :meth:`attend`, where they can.
+        differentiable: whether its attention takes care of gradients, and of inference mode; else none pass through it.
         twins: layers for its second attention of a call, and further ones, where a model attends several times.
     """
 
     is_sliding = False
     is_croppable = True
-    differentiable = False
     step: Any = None
     twins: Sequence[EngineLayer] = ()
+    differentiable = False
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing is made before the first attention."""

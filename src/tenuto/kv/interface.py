@@ -17,12 +17,12 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tenuto.errors import AttachError
-from tenuto.kv.call import Call, call, current
+from tenuto.kv.call import DecoderCall, call, current
 from tenuto.kv.engine import EngineLayer
 from tenuto.kv.masks import says_no_more
 from tenuto.restoring import plain_attention
 
-__all__ = ["NAME", "attention", "mask", "register"]
+__all__ = ["NAME", "register"]
 
 NAME = "tenuto"
 IDLE = (
@@ -41,8 +41,8 @@ def register(stack: ExitStack) -> None:
     global _users
     with _lock:
         _users += 1
-        AttentionInterface.register(NAME, attention)
-        AttentionMaskInterface.register(NAME, mask)
+        AttentionInterface.register(NAME, _attention)
+        AttentionMaskInterface.register(NAME, _mask)
     stack.callback(_unregister)
 
 
@@ -55,7 +55,7 @@ def _unregister() -> None:
             AttentionMaskInterface._global_mapping.pop(NAME, None)
 
 
-def attention(
+def _attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -111,7 +111,7 @@ def _check(
     value: torch.Tensor,
     given_mask: torch.Tensor | None,
     options: dict[str, Any],
-    here: Call,
+    here: DecoderCall,
 ) -> None:
     """Refuse what ours does not do.
 
@@ -142,7 +142,7 @@ def _check(
         here.masks.append(given_mask)
 
 
-def _next(module: Any, layer: EngineLayer, here: Call) -> EngineLayer:
+def _next(module: Any, layer: EngineLayer, here: DecoderCall) -> EngineLayer:
     """The layer, or the twin whose turn it is."""
     before = here.attended.get(module.layer_idx, 0)
     here.attended[module.layer_idx] = before + 1
@@ -151,7 +151,7 @@ def _next(module: Any, layer: EngineLayer, here: Call) -> EngineLayer:
     return layer.twins[before - 1] if before else layer
 
 
-def mask(*args: Any, **options: Any) -> torch.Tensor | None:
+def _mask(*args: Any, **options: Any) -> torch.Tensor | None:
     """Our attention needs no causal mask; all other masks are the model's own, and are looked at when they arrive."""
     cache, here = current.get(), call.get()
     plain: Any = ALL_MASK_ATTENTION_FUNCTIONS[plain_attention(options["config"])]

@@ -25,6 +25,7 @@ from tenuto.kv.saved import load, save
 from tenuto.kv.section import opened, phase_in, sections
 from tenuto.kv.step import Phase
 from tenuto.kv.stores import Joiner, Prefixes
+from tenuto.restoring import plain_attention
 from tenuto.tiers.tier import Tier
 
 __all__ = ["AttachedRun"]
@@ -55,6 +56,7 @@ class AttachedRun:
         self.model, self.layout = model, layout
         self.policy, self.blocks, self.budget = policy, blocks, budget
         self.prefixes, self.tier, self.prefetch = prefixes, tier, prefetch
+        self._plain = plain_attention(layout.config)
         self._latest: KVCache | None = None
         self._here = threading.local()
 
@@ -198,6 +200,8 @@ class AttachedRun:
 
     def step(self, original: Callable[..., Any], named: dict[str, Any]) -> Any:
         """One call of the decoder's ``forward``."""
+        if plain_attention(config := self.layout.config) != self._plain or config._attn_implementation == self._plain:
+            raise AttachError("The model's attention was changed while attached. Leave the `with` block to do so.")
         cache = self._cache_for(named)
         if cache is None:
             return original(**named)

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tenuto.errors import AttachError
 from tenuto.kv import interface
@@ -97,7 +98,11 @@ def _attention(
     """What transformers calls while a run is on; calls of other threads go on as they would."""
     here = _current.get(None)
     if here is None:
-        return interface.attention(module, query, key, value, attention_mask, scaling, dropout, **options)
+        below: Any = ALL_ATTENTION_FUNCTIONS[interface.NAME]
+        result: tuple[torch.Tensor, torch.Tensor | None] = below(
+            module, query, key, value, attention_mask, scaling, dropout, **options
+        )
+        return result
     if dropout or options.get("softcap") is not None:
         raise AttachError("Chunks cannot be joined in training mode with dropout, or for a model that caps its logits.")
     number: Any = module.layer_idx
@@ -106,7 +111,9 @@ def _attention(
 
 def _mask(*args: Any, **options: Any) -> torch.Tensor | None:
     """The run masks by itself."""
-    return interface.mask(*args, **options) if _current.get(None) is None else None
+    below: Any = ALL_MASK_ATTENTION_FUNCTIONS[interface.NAME]
+    made: torch.Tensor | None = below(*args, **options) if _current.get(None) is None else None
+    return made
 
 
 @torch.no_grad()

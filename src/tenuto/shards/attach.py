@@ -24,6 +24,7 @@ from tenuto.discover import methods, parse
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.attach import give_caches, take_over
 from tenuto.kv.call import stepping
+from tenuto.kv.interface import NAME
 from tenuto.kv.models import find_layout
 from tenuto.kv.offload.pool import Pool
 from tenuto.shards.agreement import Weights, given, mark, model_facts, selector_fact
@@ -108,6 +109,11 @@ class ShardedRun:
             raise AttachError(
                 "output_attentions=True was asked for of a sharded model, where attention weights are never whole. Ask "
                 "outside the `with shard(...)` block, or leave it out."
+            )
+        if config._attn_implementation != NAME:
+            raise AttachError(
+                f"The attention implementation was set to {config._attn_implementation!r} while the model is sharded. "
+                "Set it before the `with shard(...)` block."
             )
 
     def _facts(self, cache: ShardedCache, named: dict[str, Any], device: torch.device) -> dict[str, int]:

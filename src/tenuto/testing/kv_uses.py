@@ -1,9 +1,9 @@
 """The differential law of the KV family: at a full budget an attached model is the plain one, however it is used.
 
-    check_use(Use(policy="snapkv:window=8", rows=2, chunk=5, journey=("crop", "save")))
+    check_use(CacheUse(policy="my_method", rows=2, chunk=5, journey=("crop", "save")))
 
-A :class:`Use` is drawn at random by the tests. Either the attached model gives the plain model's logits and texts, as
-far as its precision goes, or it refuses with a TenutoError; anything else breaks the law.
+A :class:`CacheUse` is drawn at random by the tests. Either the attached model gives the plain model's logits and texts,
+as far as its precision goes, or it refuses with a TenutoError; anything else breaks the law.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tenuto.reuse.prefix import PrefixStore
 from tenuto.testing.kv import TinyLM, tokens
 from tenuto.testing.law import expect
 
-__all__ = ["JOURNEYS", "Use", "check_use"]
+__all__ = ["JOURNEYS", "CacheUse", "check_use"]
 
 LAW = "an attached model at a full budget is the plain one"
 JOURNEYS = ("turn", "crop", "save", "fork", "swap", "repeat", "step")
@@ -36,7 +36,7 @@ Journey = Literal["turn", "crop", "save", "fork", "swap", "repeat", "step"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
+class CacheUse:
     """One ordinary way to use a model.
 
     Attributes:
@@ -50,7 +50,7 @@ class Use:
         store: whether prompts are kept in a store, and the use made twice.
     """
 
-    policy: str = "snapkv:window=8"
+    policy: str
     seed: int = 0
     dtype: str = "float32"
     rows: int = 1
@@ -66,7 +66,7 @@ class Use:
     store: bool = False
 
 
-def check_use(use: Use) -> bool:
+def check_use(use: CacheUse) -> bool:
     """Make a use of the plain model and of an attached one; False if it was refused.
 
     Raises:
@@ -90,7 +90,7 @@ def check_use(use: Use) -> bool:
     return True
 
 
-def _compare(found: torch.Tensor, plain: torch.Tensor, use: Use) -> None:
+def _compare(found: torch.Tensor, plain: torch.Tensor, use: CacheUse) -> None:
     if not plain.is_floating_point():
         expect(torch.equal(found, plain), LAW, (use, found.tolist(), plain.tolist()))
         return
@@ -101,7 +101,7 @@ def _compare(found: torch.Tensor, plain: torch.Tensor, use: Use) -> None:
     expect(gap <= room, LAW, (use, gap, room))
 
 
-def _threads(model: Any, run: AttachedRun, use: Use) -> list[torch.Tensor]:
+def _threads(model: Any, run: AttachedRun, use: CacheUse) -> list[torch.Tensor]:
     if use.threads == 1:
         return [_made(model, run, use)]
     with ThreadPoolExecutor(use.threads) as pool:
@@ -109,7 +109,7 @@ def _threads(model: Any, run: AttachedRun, use: Use) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def _made(model: Any, run: AttachedRun | None, use: Use) -> torch.Tensor:
+def _made(model: Any, run: AttachedRun | None, use: CacheUse) -> torch.Tensor:
     ids = tokens(use.length, use.seed, use.rows)
     mask = torch.ones_like(ids)
     for row, pad in enumerate(use.pads[: use.rows]):
@@ -136,7 +136,7 @@ class _Journey:
         self.fed, self.seen = ids[:, :0], mask[:, :0]
         self.logits: list[torch.Tensor] = []
 
-    def go(self, use: Use) -> torch.Tensor:
+    def go(self, use: CacheUse) -> torch.Tensor:
         """Logits of all tokens that are none of padding, in the order they were computed, ``[tokens, vocabulary]``."""
         chunk = use.chunk or use.length
         with self.run.prefill() if self.run and use.chunk else nullcontext():
