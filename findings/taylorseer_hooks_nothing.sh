@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# diffusers 0.42.0, seen 2026-11-30: TaylorSeer with its defaults caches nothing on some models, and does not say so.
+# diffusers 0.42.1, seen 2026-11-30: TaylorSeer with its defaults caches nothing on some models, and does not say so.
 #
 # Guessed before running: `enable_cache(TaylorSeerCacheConfig())` hooks the attention of every model that has
 # `enable_cache`, or raises.
 # Seen: it looks for modules by name, and on Wan none has such a name: `is_cache_enabled` is True and every step is computed.
 source "$(dirname "$0")/setup.sh"
-python_with diffusers==0.42.0 transformers==5.23.0 accelerate
+python_with diffusers==0.42.1 transformers==5.23.0 accelerate
 "$PYTHON" - <<'PYTHON'
 import diffusers
 import torch

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from architecture import architecture
 from click.testing import CliRunner
 
 from tenuto import errors
@@ -28,7 +29,7 @@ PUBLIC = {
     "tenuto.calibration": ["Profile"],
     "tenuto.attachment": ["attach"],
     "tenuto.diffusion.calibrate": ["calibrate"],
-    "tenuto.errors": [name for name in errors.__all__ if name != "closest"],
+    "tenuto.errors": [name for name in errors.__all__ if name not in ("closest", "redact")],
     "tenuto.records.diffusion": ["Run"],
     "tenuto.kv.offload.settings": ["Prefetch"],
     "tenuto.kv.policy": ["KVPolicy"],
@@ -317,6 +318,7 @@ def wanted() -> dict[Path, str]:
         readme: between(readme, "<!--", names_of_all()),
         site: between(site, "#", nav),
         ROOT / "docs/cli.md": cli_page(),
+        ROOT / "docs/architecture.md": architecture(),
         METHODS / "index.md": f"<!-- {GENERATED} -->\n\n# Methods\n\n{tables()}",
     }
     return files | {METHODS / f"{info.name}.md": method_page(info) for info in own_methods()}

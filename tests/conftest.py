@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 WHOLE = ("browser", "bundled", "engine", "processes", "slow", "smollm2", "training")
 PROCESSES = {"processes", "browser", "engine"}
+FAULTS = Path(__file__).with_name("faults")
+"""Uses crossed with methods, by the hundred: all of them slow."""
 MODELS = ("bundled/dit_fashion/model_index.json", "models/smollm2/config.json")
 TRAINING = 10
 """Steps of optimisers that are no training yet."""
@@ -55,6 +57,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.option.markexpr == "fast":
         watch()
     for item in items:
+        if FAULTS in item.path.parents:
+            item.add_marker("slow")
         if not any(item.get_closest_marker(name) for name in WHOLE):
             item.add_marker("fast")
 

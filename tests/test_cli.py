@@ -28,6 +28,7 @@ from tenuto.records.kv import read_kv_runs
 from tenuto.zoo import named as zoo
 from tenuto.zoo import smollm2
 
+pytestmark = pytest.mark.bundled
 KEYS = {
     "policy", "speedup", "flops_speedup", "psnr", "ssim", "fid", "class_accuracy", "reuse_ratio", "cache_bytes",
     "peak_bytes",

@@ -86,10 +86,24 @@ def test_bench_store(tiny_language: Path, tmp_path: Path) -> None:
     assert all(name in table.stdout for name in ("delta8+zstd", "int4", "faster")), table.stderr
 
 
+def test_what_one_tenant_stored_is_purged(tiny_language: Path, tmp_path: Path) -> None:
+    text = tmp_path / "context.txt"
+    text.write_text("What has been read need not be read again. " * 6)
+    address = f"disk:{tmp_path}/store"
+    for tenant in ("first", "second"):
+        warm = ("store", "warm", address, text, "--model", tiny_language, "--page", 8, "--tenant", tenant)
+        assert tenuto(*warm).exit_code == 0
+    (both,) = json.loads(tenuto("store", "stat", address, "--json").stdout)
+    assert tenuto("store", "purge", address, "--salt", "nobody").stdout == "0 pages removed.\n"
+    assert tenuto("store", "purge", address, "--salt", "first").stdout == f"{both['pages'] // 2} pages removed.\n"
+    (left,) = json.loads(tenuto("store", "stat", address, "--json").stdout)
+    assert left["pages"] == both["pages"] // 2 and left["bytes_used"] < 0.6 * both["bytes_used"]
+
+
 def test_records_hold_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     address = "redis://me:s3cret@host:6379/0?codec=int8"
     monkeypatch.setattr("sys.argv", ["tenuto", "bench", "reuse", "--store", address, "--out", "a:b@c"])
-    assert command() == "tenuto bench reuse --store 'redis://me:...@host:6379/0?codec=int8' --out a:b@c"
+    assert command() == "tenuto bench reuse --store 'redis://...@host:6379/0?codec=int8' --out a:b@c"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tenuto.errors import InputError
 if TYPE_CHECKING:
     from tenuto.budget import MemoryBudget
     from tenuto.calibration import Profile
-    from tenuto.diffusion import denoiser
+    from tenuto.diffusion import run as feature_run
     from tenuto.diffusion.policy import FeaturePolicy, Recorder
     from tenuto.kv import attach as kv_attach
     from tenuto.kv.offload.settings import Prefetch
@@ -34,7 +34,7 @@ def attach(
     count_flops: bool = True,
     shadow: bool = False,
     watcher: Recorder | None = None,
-) -> AbstractContextManager[denoiser.AttachedRun]: ...
+) -> AbstractContextManager[feature_run.AttachedRun]: ...
 @overload
 def attach(
     target: Any,

@@ -1,15 +1,18 @@
 """Profiles: what was fitted for a policy, and for which model.
 
 A profile is a folder-less pair of files, ``NAME.safetensors`` (tensors, with everything else as JSON in its header), so
-that one file travels. The model's *fingerprint* is taken over sampled weights: a profile made for another model, or for
-the same one after fine-tuning, is refused.
+that one file travels. The model's *fingerprint* is taken over all weights, settings and adapters: a profile
+made for another model, or for the same one after fine-tuning, is refused. Profiles of versions that sampled the weights
+carry the first half of a fingerprint only, and serve where that half is right.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,26 +24,71 @@ from safetensors.torch import load_file, save_file
 
 from tenuto.errors import CalibrationError
 from tenuto.home import home
+from tenuto.identity import Look, configuration, told
+from tenuto.weights import digests, join
 
-__all__ = ["Profile", "find", "fingerprint", "profile_folders"]
+__all__ = ["Profile", "find", "fingerprint", "fits", "profile_folders"]
 
 SAMPLES = 64
+HALF = 16
+ADAPTERS = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
 FORMAT = "1"
 
 
-def fingerprint(module: torch.nn.Module) -> str:
-    """16 hex digits over the names, shapes and 64 evenly spaced values (as bfloat16) of every parameter.
+_known: weakref.WeakKeyDictionary[torch.nn.Module, tuple[Any, str]] = weakref.WeakKeyDictionary()
 
-    A model in float32 and its bfloat16 cast have the same fingerprint, and so have half-precision weights however they
-    are loaded; other weights have another.
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """Two halves with a dash: 16 hex digits over 64 evenly spaced values of every parameter, 32 over all that counts.
+
+    That is every parameter and buffer, taken as bfloat16: a model in float32 and its bfloat16 cast have the same
+    fingerprint, and so have half-precision weights however they are loaded; other weights have another. It is also the
+    settings that differ from their defaults, and the strength and state of adapters. Costs about 1 s per 4 GB, once.
+
+    Raises:
+        AttachError: weights are not in memory, or of a kind whose bytes cannot be had.
     """
-    digest = hashlib.sha256(type(module).__name__.encode())
+    look = Look(module)
+    told, known = _known.get(module, (None, ""))
+    if told == (now := look.brief()):
+        return known
+    here = dict(look.named)
+    half = hashlib.sha256(type(module).__name__.encode())
     for name, parameter in sorted(module.named_parameters()):
-        values = parameter.detach().reshape(-1)
-        index = torch.linspace(0, len(values) - 1, min(SAMPLES, len(values))).long().clamp(max=len(values) - 1)
-        sample = values[index].to("cpu", torch.bfloat16).view(torch.int16)
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()[:16]
+        half.update(f"{name}{tuple(parameter.shape)}".encode() + _sampled(here.get(name, parameter)))
+    own = sorted((name, tensor) for name, tensor in look.named if name not in look.derived)
+    whole = zip([name for name, _ in own], digests([tensor for _, tensor in own], rounded=True), strict=True)
+    made = f"{half.hexdigest()[:16]}-{join(_settings(module), list(whole))}"
+    _known[module] = now, made
+    return made
+
+
+def _sampled(parameter: torch.Tensor) -> bytes:
+    values = parameter.detach().reshape(-1)
+    index = torch.linspace(0, len(values) - 1, min(SAMPLES, len(values))).long().clamp(max=len(values) - 1)
+    return values[index.to(values.device)].to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes()
+
+
+def _settings(module: torch.nn.Module) -> str:
+    """What was set when the module was made, other than the defaults, which later versions may add to; and adapters."""
+    config: Any = vars(module).get("config")
+    if config is not None:
+        given = config.to_diff_dict()
+    else:
+        given = dict(vars(module).get("_internal_dict", {}))
+        taken = inspect.signature(type(module).__init__).parameters
+        given = {key: value for key, value in given.items() if key in taken and value != taken[key].default}
+    adapters = [
+        (name, {key: vars(part)[key] for key in ADAPTERS if key in vars(part)})
+        for name, part in module.named_modules()
+        if "_active_adapter" in vars(part)
+    ]
+    return configuration(given) + (told(adapters) if adapters else "")
+
+
+def fits(told: str, mark: str) -> bool:
+    """Whether a fingerprint that something carries is this one, or its first half, which older versions wrote."""
+    return told == mark or (len(told) == HALF and mark.startswith(f"{told}-"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +115,7 @@ class Profile:
         """
         if self.policy != policy:
             raise CalibrationError(f"The profile is for policy {self.policy!r}, not {policy!r}. Calibrate {policy!r}.")
-        if self.fingerprint != mark:
+        if not fits(self.fingerprint, mark):
             raise CalibrationError(
                 f"The profile was made for a model with fingerprint {self.fingerprint}; this model has {mark}. "
                 f"Calibrate again: tenuto calibrate {policy}."
@@ -147,7 +195,7 @@ def find(
         for path in sorted(folder.glob(f"{policy}*.safetensors")):
             header = _header(path)
             same = all(header["settings"].get(key, value) == value for key, value in (settings or {}).items())
-            if (header["policy"], header["fingerprint"]) == (policy, mark) and same:
+            if header["policy"] == policy and fits(header["fingerprint"], mark) and same:
                 profile = Profile.load(path)
                 if accept(profile):
                     return profile

@@ -9,13 +9,14 @@ of its own (Python asks the instance for it) that leaves all layers out.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import wraps
 from typing import Any
 
-__all__ = ["attend_by", "put_until", "wrap_until"]
+__all__ = ["attend_by", "plain_attention", "put_until", "wrap_until"]
 
 _STATE = "__getstate__"
 
@@ -130,12 +131,68 @@ def wrap_until(stack: ExitStack, owner: Any, name: str, wrap: Callable[[Callable
     setattr(owner, name, method)
 
 
+class _Instead(str):
+    """The name of an attention that stands in a configuration in place of ``plain``, while anybody holds it."""
+
+    plain: Any
+    there: bool
+    holders: int
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.plain
+
+    def __reduce__(self) -> Any:
+        return _same, (self.plain,)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+_IMPLEMENTATION = "_attn_implementation_internal"
+_lock = threading.Lock()
+
+
+def plain_attention(config: Any) -> str:
+    """The name of the attention that a configuration asks for when nothing is attached."""
+    value = vars(config).get(_IMPLEMENTATION)
+    while isinstance(value, _Instead):
+        value = value.plain
+    return value or "eager"
+
+
 def attend_by(stack: ExitStack, module: Any, name: str) -> None:
-    """Have a transformers module attend by what is registered under ``name``, until the stack unwinds."""
-    key = "_attn_implementation_internal"
+    """Have a transformers module attend by what is registered under ``name``, until the stack unwinds.
+
+    Models may share a configuration, and let go of it in any order; a copy of it is plain. What somebody else has set
+    there meanwhile stays.
+    """
     for config in {id(m.config): m.config for m in module.modules() if "config" in vars(m)}.values():
-        if key in vars(config):
-            stack.callback(setattr, config, key, vars(config)[key])
-        else:
-            stack.callback(delattr, config, key)
-        setattr(config, key, name)
+        with _lock:
+            value = vars(config).get(_IMPLEMENTATION)
+            if not isinstance(value, _Instead) or value != name:
+                plain, there, value = value, _IMPLEMENTATION in vars(config), _Instead(name)
+                value.plain, value.there, value.holders = plain, there, 0
+            value.holders += 1
+            setattr(config, _IMPLEMENTATION, value)
+        stack.callback(_let_go, config, value)
+
+
+def _let_go(config: Any, held: _Instead) -> None:
+    with _lock:
+        held.holders -= 1
+        top = vars(config).get(_IMPLEMENTATION)
+        if isinstance(top, _Instead):
+            kept = _still_held(top)
+            if kept is None and not top.there:
+                delattr(config, _IMPLEMENTATION)
+            else:
+                setattr(config, _IMPLEMENTATION, kept)
+
+
+def _still_held(value: Any) -> Any:
+    while isinstance(value, _Instead) and not value.holders:
+        value = value.plain
+    if isinstance(value, _Instead):
+        value.plain = _still_held(value.plain)
+    return value

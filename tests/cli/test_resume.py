@@ -14,6 +14,7 @@ from tenuto.measure.resume import Unfinished
 from tenuto.train.tokens import Tokens
 from tenuto.train.training import Training, train
 
+pytestmark = pytest.mark.slow
 TIMES = (
     "timing", "speedup", "peak_bytes", "ttft", "decode", "seconds", "_s", "stall", "range", "cpu", "withheld", "low",
     "high",

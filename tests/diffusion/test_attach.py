@@ -292,3 +292,11 @@ def test_steps_know_their_place() -> None:
         (1, None, 500.0, "call0"),
         (1, None, 500.0, "call1"),
     ]
+
+
+def test_a_failure_in_a_skipped_step_is_raised() -> None:
+    model, calls = TinyDiT(), []
+    model.out.register_forward_pre_hook(lambda *given: calls.append(given) or (1 / 0 if len(calls) == 2 else None))
+    with pytest.raises(ZeroDivisionError), tenuto.attach(model, tenuto.FirstBlock(threshold=9.0)):
+        denoise(model)
+    assert len(calls) == 2

@@ -9,11 +9,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from tenuto.diffusion.cache import FeatureCache, tensor_bytes
+from tenuto.diffusion.branch import tensor_bytes
+from tenuto.diffusion.cache import FeatureCache, cut
+from tenuto.diffusion.call import Call
 from tenuto.diffusion.gate import Verdict
 from tenuto.diffusion.policies.every_n import Interval, StoredResidual, WholeStack
 from tenuto.diffusion.policies.first_block import AllButFirst, ProbeChange
 from tenuto.diffusion.policy import Composition, Scope, Span, Step, StepGate
+from tenuto.errors import AttachError
 from tenuto.telemetry import Telemetry
 
 RESIDUAL = 2 * 3 * 4 * 4  # bytes of one stream [2, 3, 4] in single precision
@@ -31,6 +34,12 @@ def engine(composition: Composition | None = None, lists: tuple[int, ...] = (3,)
     return FeatureCache(composition or every(), lists, warmup, Telemetry())
 
 
+def run(made: Call, span: Span) -> None:
+    """All blocks of a span have their turn."""
+    for block in range(span.first, span.last + 1):
+        made.arrive(block)
+
+
 def call(
     cache: FeatureCache,
     given: float = 1.0,
@@ -42,16 +51,18 @@ def call(
     add: float = 10.0,
 ) -> float:
     """One denoiser call whose every span adds ``add`` to its input; the result, as one number."""
-    cache.begin(session, branch, 0.0, signature, fresh)
+    made = cache.begin(session, branch, 0.0, signature, fresh)
     state = full(given)
     for span in cache.spans:
-        if cache.enter(span, (state, None), lambda: full(given)):
-            output = cache.estimate()[0]
+        run(made, span)
+        if made.enter(span.first, (state, None), lambda: full(given)):
+            output = made.estimate()[0]
             assert output is not None
             state = output
         else:
             state = state + add
-            cache.computed((state, None))
+            made.computed((state, None))
+    cache.end(made)
     return float(state.mean())
 
 
@@ -214,22 +225,54 @@ def test_a_stream_that_comes_or_goes_has_no_residual() -> None:
     cache = engine()
     span = cache.spans[0]
     for skipped in (False, True):
-        cache.begin("", "cond", 0.0, "a", False)
-        assert cache.enter(span, (full(1), full(2)), lambda: full(0)) == skipped
+        made = cache.begin("", "cond", 0.0, "a", False)
+        run(made, span)
+        assert made.enter(span.first, (full(1), full(2)), lambda: full(0)) == skipped
         if skipped:
-            image, text = cache.estimate()
+            image, text = made.estimate()
         else:
-            cache.computed((full(4), None))
+            made.computed((full(4), None))
+        cache.end(made)
     assert torch.equal(image, full(4)) and torch.equal(text, full(2))
 
 
-def test_blocks_outside_a_call_are_refused() -> None:
+def test_a_span_that_was_never_opened() -> None:
     cache = engine()
-    with pytest.raises(RuntimeError, match="outside a call of its denoiser"):
-        cache.enter(cache.spans[0], (full(0), None), lambda: full(0))
-    cache.begin("", "cond", 0.0, "a", False)
     with pytest.raises(RuntimeError, match="never opened"):
-        cache.computed((full(0), None))
+        cache.begin("", "cond", 0.0, "a", False).computed((full(0), None))
+
+
+def test_spans_are_divided_where_outputs_are_used() -> None:
+    assert cut((3, 2), ()) == (3, 2)
+    assert cut((3, 2), (0, 3)) == (1, 2, 1, 1)
+    cache = engine(lists=(3,))
+    call(cache), call(cache)
+    cache.divide([0])
+    assert [(span.first, span.last) for span in cache.spans] == [(0, 0), (1, 2)]
+    assert cache.telemetry.cache_bytes == 0
+    call(cache, 0.0), call(cache, 5.0, add=99)
+    assert decisions(cache) == ["compute", "reuse", "compute", "compute", "reuse", "reuse"]
+    assert {event.generation for event in cache.telemetry.events} == {0}
+
+
+def test_two_calls_of_one_generation_at_once_are_refused() -> None:
+    cache = engine()
+    with cache.claimed("a"), cache.claimed("b"):
+        with pytest.raises(AttachError, match=r"under way at once.*run\.generation"), cache.claimed("a"):
+            pass
+    with cache.claimed("a"):
+        pass
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_dropped_and_computed(bad: float) -> None:
+    cache = engine(every(n=9))
+    call(cache, 1.0, add=bad)
+    assert call(cache, 2.0, add=5) == 7
+    assert call(cache, 3.0, add=99) == 8
+    assert decisions(cache) == ["compute", "compute", "reuse"]
+    assert call(cache, bad, add=5) != 8, "a bad input is computed too"
+    assert decisions(cache)[-1] == "compute"
 
 
 @dataclass

@@ -15,7 +15,7 @@ from tenuto.calibration import Profile, fingerprint
 from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.errors import AttachError, CalibrationError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 STEPS = 8
 
 
@@ -286,4 +286,4 @@ def test_each_session_has_its_own_length() -> None:
         scheduler.set_timesteps(50)
         with run.generation("other"):
             scheduler.set_timesteps(20)
-        assert run.denoisers[0].cache.totals == {"": 50, "other": 20}
+        assert run.denoisers[0].cache.totals == {"": 50, ("named", "other"): 20}

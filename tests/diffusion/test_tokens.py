@@ -219,7 +219,7 @@ def test_compiled_blocks() -> None:
     with tenuto.attach(model, Partly()) as run:
         outputs = generate(kind, model, steps=STEPS)
     _, expected, telemetry = watched(kind, eager)
-    assert run.summary() == telemetry.summary()
+    assert run.telemetry.summary() == telemetry.summary()
     for found, wanted in zip(outputs["cond"], expected["cond"], strict=True):
         assert relative(found, wanted) < 1e-5
     torch._dynamo.reset()
@@ -303,4 +303,4 @@ def test_modules_run_for_the_chosen_tokens_only() -> None:
     assert seen == [(2, 5, 4), (2, 2, 4), (2, 6, 4)]
     with pytest.raises(ZeroDivisionError):
         subset.run(TOKENS, 5, lambda: 1 / 0)
-    assert subset.narrow is None
+    assert subset._here.narrow is None

@@ -23,5 +23,6 @@ MODELS = {text: stir(retrofit(plain(), catalog.parse(text, "attention"))) for te
 @given(use=uses, text=st.sampled_from(TEXTS))
 @example(Use(padding=(0, 5), calls=(("read", 8), ("crop", 6), ("read", 3), ("steps", 9))), TEXTS[4])
 @example(Use(padding=(4, 1), calls=(("read", 12), ("copy", 1), ("inference", 9), ("steps", 3))), TEXTS[1])
+@example(Use(padding=(4,), right=True, calls=(("read", 8), ("copy", 1), ("reset", 1))), TEXTS[3])
 def test_whatever_is_done_to_the_cache(use: Use, text: str) -> None:
     law_use(use, MODELS[text], MODELS[text], DynamicCache)

@@ -40,8 +40,8 @@ def test_models_without_standard_attention_are_refused() -> None:
     sliding = build(tf.MistralConfig(**SIZE, sliding_window=16), tf.MistralForCausalLM)
     for model, words in (
         (torch.nn.Linear(1, 1), "no transformers model"),
-        (mamba, "no standard decoder attention"),
-        (gpt_oss, "not standard"),
+        (mamba, "attention interface"),
+        (gpt_oss, "learned sinks"),
         (sliding, "nothing to compress"),
     ):
         with pytest.raises(AttachError) as error, attach(model, Knorm(), budget=HALF):

@@ -12,7 +12,7 @@ from tenuto.kv.policy import KVPolicy
 from tenuto.testing.kv import KV_LAWS
 from tenuto.testing.law import law_round_trip
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 COMBINED = [
     "knorm:sinks=4+adakv",
     "adakv+kivi:bits=4,residual=8",

@@ -77,7 +77,7 @@ def test_how_it_was_asked_is_kept_and_private(tmp_path: Path) -> None:
     assert read_job(tmp_path)["words"] == ["--store", "x"]
     path = tmp_path / FOLDER / "job.json"
     assert path.stat().st_mode & 0o077 == 0
-    for damage in ("{", "[]", json.dumps({"bench": 1, "words": [], "command": ""})):
+    for damage in ("{", "[]", json.dumps({"bench": 1, "words": [], "command": "", "threads": 1})):
         path.write_text(damage)
         with pytest.raises(InputError, match="is damaged"):
             read_job(tmp_path)

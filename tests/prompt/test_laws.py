@@ -10,7 +10,7 @@ from tenuto import catalog
 from tenuto.prompt.policy import PromptMethod
 from tenuto.testing import PROMPT_LAWS, law_round_trip
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 TEXTS = [
     text
     for info in catalog.methods("prompt").values()

@@ -15,7 +15,8 @@ from tenuto.tiers.key import KeySpace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHUNK = [5, 6, 7]
-FACTS = {"model": "m", "dtype": torch.float32}
+SIZES = [(2, 4)] * 12
+FACTS = {"model": "m", "dtype": torch.float32, "sizes": SIZES}
 
 
 def layers() -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -25,7 +26,7 @@ def layers() -> list[tuple[torch.Tensor, torch.Tensor]]:
 def test_a_chunk_comes_back_as_it_was() -> None:
     store, put = ChunkStore(HostTier(10**6)), layers()
     store.put(CHUNK, put, model="m")
-    assert store.get([CHUNK, [5, 6], [5, 6, 8]], model="m", dtype=torch.bfloat16) == [None] * 3
+    assert store.get([CHUNK, [5, 6], [5, 6, 8]], model="m", dtype=torch.bfloat16, sizes=SIZES) == [None] * 3
     (found, *others) = store.get([CHUNK, [5, 6], [5, 6, 8]], **FACTS)  # type: ignore[arg-type]
     assert found is not None
     assert gap(found, put) == 0

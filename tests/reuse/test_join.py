@@ -24,7 +24,7 @@ from tenuto.reuse.policies.cachecraft import CacheCraft
 from tenuto.reuse.policies.concatenate import Concatenate
 from tenuto.reuse.policies.full import FullRecompute
 from tenuto.reuse.policy import Assembler
-from tenuto.testing.kv import TinyLM, tokens
+from tenuto.testing.kv import TOLERANCE, TinyLM, tokens
 from tenuto.tiers.disk import DiskTier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,11 +51,11 @@ def test_nothing_run_again_differs_in_the_first_layers_and_behind_the_first_chun
     blended, turned = entries(model, CacheBlend(recompute=0.0, check=0)), entries(model, Concatenate())
     exact = entries(model, FullRecompute())
     assert gap(blended[1:], turned[1:]) == 0 < gap(blended[:1], turned[:1]), "layer 0 alone is new"
-    assert gap(blended[:1], exact[:1]) < 1e-5, "and right: what it computes from is not reused"
+    assert gap(blended[:1], exact[:1]) < TOLERANCE, "and right: what it computes from is not reused"
     for other in (blended, turned):
         assert (
             gap([(k[:, :first], v[:, :first]) for k, v in other], [(k[:, :first], v[:, :first]) for k, v in exact])
-            < 1e-5
+            < TOLERANCE
         )
 
 

@@ -10,7 +10,7 @@ from tenuto import catalog
 from tenuto.reuse.policy import Assembler
 from tenuto.testing import REUSE_LAWS, law_round_trip
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 TEXTS = [
     text for info in catalog.methods("reuse").values() for text in info.cls.trials or info.cls.sweep[-1:] or [info.name]
 ]

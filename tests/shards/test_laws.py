@@ -10,7 +10,7 @@ from tenuto import catalog
 from tenuto.shards.policy import ShardMethod
 from tenuto.testing import SHARD_LAWS, law_round_trip
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 TEXTS = [
     text
     for info in catalog.methods("shards").values()

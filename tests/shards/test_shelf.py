@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from tenuto.errors import AttachError, InputError
 from tenuto.shards import Expert, KeyCluster, RoundRobin, Schedule, Summary, shard
 from tenuto.shards.shelf import Shelf
-from tenuto.testing.kv import follow, tokens
+from tenuto.testing.kv import TOLERANCE, follow, tokens
 from tenuto.tiers.codec import PageCodec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -76,7 +76,7 @@ def test_tiers_forks_and_turns_read_the_same_codes(codec: str) -> None:
             wanted = follow(model, run.cache(), prompt, steps)
         with shard(model, placement, shards=2, schedule=Schedule(resident=0.4, slack=1), **few) as run:
             cache = run.cache()
-            assert (follow(model, cache, prompt, steps) - wanted).abs().max() <= 1e-5
+            assert (follow(model, cache, prompt, steps) - wanted).abs().max() <= TOLERANCE
             facts = run.summary()
             assert facts["pages_fetched"] > 0 and facts["bytes_below"] > 0
             again = [follow(model, c, tokens(9, 5, rows=2), tokens(4, 6, rows=2)) for c in (cache.fork(), cache)]
@@ -86,7 +86,7 @@ def test_tiers_forks_and_turns_read_the_same_codes(codec: str) -> None:
         rows = follow(model, single, prompt, steps)
     with shard(model, RoundRobin(page=4), shards=4, codec=codec, recent=20) as run:
         other = follow(model, run.cache(), prompt[1:], steps[1:])
-    assert (rows[1:] - other).abs().max() <= 1e-5, "rows and shards do not matter to a page"
+    assert (rows[1:] - other).abs().max() <= TOLERANCE, "rows and shards do not matter to a page"
 
 
 def test_what_is_coded_stays_where_pages_are_forgotten() -> None:

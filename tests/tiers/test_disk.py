@@ -33,7 +33,7 @@ def test_a_folder_opened_again_has_every_page_in_the_order_written(tmp_path: Pat
             first.put(key, page(key))
         first.discard("key7")
     keys.remove("key7")
-    (tmp_path / "left over.part").touch()
+    (tmp_path / "0000000099-0a0b0c0d.part").write_bytes(segment.MAGIC[:3])
     with tier(tmp_path) as second:
         assert second.keys() == keys
         assert second.get_many(keys) == [page(key) for key in keys]
@@ -155,7 +155,7 @@ def test_a_compaction_cut_short_leaves_both_copies_and_one_discard_ends_both(tmp
     one = tier(tmp_path)
     one.put("a", page("a"))
     (path,) = segments(tmp_path)
-    (tmp_path / "0000000002-copy.seg").write_bytes(path.read_bytes())
+    (tmp_path / "0000000002-c0c0c0c0.seg").write_bytes(path.read_bytes())
     two = tier(tmp_path)
     assert two.get("a") == page("a") and two.keys() == ["a"]
     two.discard("a")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tenuto.errors import InputError
-from tenuto.tiers.key import KeySpace, page_key
+from tenuto.tiers.key import KeySpace, page_key, tenant_mark
 
 FIELDS = {"model": "m", "tokenizer": "t", "adapter": "", "dtype": "float32", "codec": "exact", "tenant": "a"}
 
@@ -17,8 +17,9 @@ def key(**changes: Any) -> str:
     return page_key(**{**FIELDS, "tokens": [1, 2, 3, 4], "start": 2, **changes})
 
 
-def test_a_key_is_64_hex_digits_and_stays_the_same() -> None:
-    assert key() == "44a2364a9baf58e0b5aa29da1e41ee9daec8e3155f6b2b727c302a9c4253e580"
+def test_a_key_is_a_mark_and_64_hex_digits_and_stays_the_same() -> None:
+    assert key() == "8110389ee95d7390-2dee95b052118e608e2aecb67bc9e5a53c95d89e5c4db4f71df0dc4e3d62b9d1"
+    assert key().startswith(tenant_mark("a")) and not key(tenant="b").startswith(tenant_mark("a"))
 
 
 @pytest.mark.parametrize("field", [*FIELDS, "tokens", "start"])

@@ -24,7 +24,7 @@ from tenuto.tiers.remote import PREFIX, RemoteTier
 pytestmark = pytest.mark.processes
 
 TIMEOUT = 0.3
-SLACK = 5.0  # a busy machine; without a limit these servers take hours, and one after another 24 calls take longer
+SLACK = 60.0  # a busy machine; without a limit these servers take hours
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_many_at_once_on_a_silent_server_still_keep_the_time() -> None:
             assert remote.get(key) is None
             return time.monotonic() - before
 
-        assert max(pool.map(seconds, "a" * 24)) < TIMEOUT + SLACK
+        assert max(pool.map(seconds, "a" * 24)) < 24 * TIMEOUT, "not one after another"
 
 
 def test_after_a_fault_the_server_is_left_alone_for_a_while() -> None:

@@ -15,6 +15,8 @@ from tenuto.zoo import named as zoo
 from tenuto.zoo import smollm2
 from tenuto.zoo.language import load_language
 
+pytestmark = pytest.mark.bundled
+
 
 @pytest.fixture(autouse=True)
 def nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

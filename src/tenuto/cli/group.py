@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import sys
 import warnings
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from tenuto import __version__
-from tenuto.errors import TenutoError, closest
+from tenuto.errors import TenutoError, closest, redact
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 WIDE = 150
 DEFAULT_MODEL = "bundled:dit-fashion"
 DEFAULT_LANGUAGE = "bundled:smollm2"
-PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]+@")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 THREADS = click.Option(["--threads"], type=click.IntRange(1), help="Processor threads [default: the fastest now].")
@@ -37,7 +35,8 @@ class Failure(click.ClickException):
     exit_code = 2
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"tenuto: error: {' '.join(self.format_message().split())}", err=True)
+        said = " ".join(self.format_message().split())
+        click.echo(f"tenuto: error: {redact(said) if '://' in said else said}", err=True)
 
 
 class Group(click.Group):
@@ -132,7 +131,7 @@ def command() -> str:
     ctx = click.get_current_context(silent=True)
     if ctx is not None and COMMAND in ctx.meta:
         return str(ctx.meta[COMMAND])
-    return shlex.join(["tenuto", *(PASSWORD.sub(r"\1...@", part) for part in sys.argv[1:])])
+    return shlex.join(["tenuto", *(redact(part) if "://" in part else part for part in sys.argv[1:])])
 
 
 def wide_console() -> Console:

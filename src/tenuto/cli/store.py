@@ -138,6 +138,26 @@ def prune(address: str, limit: str) -> None:
 
 @store.command()
 @address_argument
+@click.option("--salt", required=True, help="The tenant= (of vLLM's tier: salt) whose pages go; '' for none.")
+def purge(address: str, salt: str) -> None:
+    """Remove all that one tenant stored, and its bytes from a folder's files."""
+    from tenuto.tiers.disk import DiskTier
+    from tenuto.tiers.key import tenant_mark
+
+    gone, mark = 0, tenant_mark(salt)
+    with _opened(address) as levels:
+        for _, tier in _tiers(levels):
+            mine = [key for key in tier.keys() if key.startswith(mark)]  # noqa: SIM118 (a tier is no mapping)
+            for key in mine:
+                tier.discard(key)
+            if isinstance(tier, DiskTier):
+                tier.sweep()
+            gone += len(mine)
+    click.echo(f"{gone} pages removed.")
+
+
+@store.command()
+@address_argument
 @click.argument("texts", nargs=-1, required=True, type=FILE)
 @language_option
 @click.option("--chat", is_flag=True, help="As a user's first turn, as `tenuto run --store` sends it.")

@@ -21,10 +21,12 @@ import torch
 from torch import nn
 
 from tenuto.calibration import Profile, find, fingerprint
-from tenuto.diffusion.denoiser import AttachedRun, Denoiser
+from tenuto.diffusion.denoiser import Denoiser
 from tenuto.diffusion.models import Layout, find_denoisers
 from tenuto.diffusion.parallel import inside_split
 from tenuto.diffusion.policy import FeaturePolicy, Recorder
+from tenuto.diffusion.run import AttachedRun
+from tenuto.diffusion.schedulers import Watch
 from tenuto.errors import AttachError, CalibrationError
 from tenuto.restoring import wrap_until
 
@@ -44,7 +46,7 @@ def _wrap(stack: ExitStack, denoiser: Denoiser) -> None:
         )
     _attached.add(root)
     stack.callback(_attached.discard, root)
-    wrap_until(stack, root, "forward", lambda call: torch.compiler.disable(denoiser.root(call), recursive=False))
+    _wrap_root(stack, denoiser)
     for block in denoiser.layout.blocks:
         compiled = block.module._compiled_call_impl  # by Module.compile: wrapped as it is, nothing is compiled again
         owner = inside_split(block.module) if compiled is None else block.module
@@ -57,36 +59,39 @@ def _wrap(stack: ExitStack, denoiser: Denoiser) -> None:
         wrap_until(stack, root, "cache_context", partial(_contexts, denoiser))
 
 
+def _wrap_root(stack: ExitStack, denoiser: Denoiser) -> None:
+    """Wrap the denoiser's own ``forward``, and again whenever somebody has put another in its place.
+
+    diffusers' model offloading does that after every call of a pipeline: its hooks are taken off and put on again, and
+    what was wrapped around them is lost.
+    """
+    root, mine = denoiser.layout.root, ExitStack()
+    stack.callback(mine.close)
+
+    def wrap() -> None:
+        wrap_until(mine, root, "forward", lambda call: torch.compiler.disable(denoiser.root(call), recursive=False))
+        denoiser.wrapped = vars(root)["forward"]
+
+    def displaced() -> None:
+        with denoiser.cache.lock:
+            if vars(root).get("forward") is not denoiser.wrapped:
+                mine.close()
+                wrap()
+
+    wrap()
+    denoiser.displaced = displaced
+
+
 def _contexts(denoiser: Denoiser, original: Callable[..., Any]) -> Callable[..., Any]:
     """diffusers' ``cache_context``, also telling us which guidance branch is called."""
 
     @wraps(original)
     @contextmanager
     def cache_context(name: str, *args: Any, **options: Any) -> Iterator[Any]:
-        before, denoiser.context = denoiser.context, name
-        try:
-            with original(name, *args, **options) as value:
-                yield value
-        finally:
-            denoiser.context = before
+        with denoiser.saying.being(name), original(name, *args, **options) as value:
+            yield value
 
     return cache_context
-
-
-def _watch(stack: ExitStack, scheduler: Any, run: AttachedRun) -> None:
-    """Start every denoiser cold when the pipeline sets its timesteps."""
-
-    def watched(original: Callable[..., Any]) -> Callable[..., Any]:
-        def set_timesteps(*args: Any, **options: Any) -> Any:
-            result = original(*args, **options)
-            total = len(scheduler.timesteps) if len(run.denoisers) == 1 else None
-            for denoiser in run.denoisers:
-                denoiser.start(run.session, total)
-            return result
-
-        return set_timesteps
-
-    wrap_until(stack, scheduler, "set_timesteps", watched)
 
 
 def _uncompiled(target: Any) -> None:
@@ -178,7 +183,7 @@ def attach(
             denoiser = Denoiser(layout, composition, run, count_flops, shadow, watcher)
             _wrap(stack, denoiser)
             run.denoisers.append(denoiser)
-        scheduler = getattr(target, "scheduler", None)
-        if not isinstance(target, nn.Module) and scheduler is not None:
-            _watch(stack, scheduler, run)
+        if not isinstance(target, nn.Module):
+            run.notice = Watch(stack, target, run).look
+            run.notice()
         yield run

@@ -1,91 +1,41 @@
-"""The engine of the diffusion family: state per (generation, branch, span), decisions, and their books.
+"""The engine of the diffusion family: which generations are remembered, and the books.
 
-It knows tensors and policies, not modules: ``attach.py`` calls it at the start of every denoiser call, at the first and
-the last block of every span, and, where a policy computes some tokens of an estimated span, at its blocks in between.
+It knows tensors and policies, not modules. Every call of a denoiser gets a :class:`tenuto.diffusion.call.Call` of its
+own (:meth:`FeatureCache.begin`), which decides and estimates; :meth:`FeatureCache.end` puts what it did into the books.
+Calls of several threads may be under way at once, each of another generation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
 
-from tenuto.diffusion.gate import Verdict
-from tenuto.diffusion.policy import Composition, Recorder, Span, Step, Streams, alone
-from tenuto.diffusion.trajectory import change_of
-from tenuto.telemetry import Decision, Event, Telemetry
+from tenuto.diffusion.branch import Branch
+from tenuto.diffusion.call import Call
+from tenuto.diffusion.policy import Composition, Recorder, Span, alone
+from tenuto.errors import AttachError
+from tenuto.telemetry import Telemetry
 
-__all__ = ["FeatureCache", "tensor_bytes"]
-
-
-def tensor_bytes(state: Any) -> int:
-    """Bytes that the tensors in a state keep alive: tuples, dictionaries and dataclasses are searched; a storage counts
-    in full and once, however many views there are of it."""
-    seen: dict[int, int] = {}
-
-    def visit(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            storage = value.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
-        elif isinstance(value, (tuple, list)):
-            for item in value:
-                visit(item)
-        elif isinstance(value, dict):
-            for item in value.values():
-                visit(item)
-        elif is_dataclass(value):
-            for item in fields(value):
-                visit(getattr(value, item.name))
-
-    visit(state)
-    return sum(seen.values())
+__all__ = ["FeatureCache", "cut"]
 
 
-def _residual(output: Streams, hidden: Streams) -> Streams:
-    """Output minus input, None for a stream that changes its shape."""
-    return tuple(
-        None if o is None or h is None or o.shape != h.shape else (o - h).detach()
-        for o, h in zip(output, hidden, strict=True)
-    )
-
-
-def _fraction(now: _Open) -> float:
-    """The chosen tokens' share of all."""
-    image = now.step.hidden[0]
-    return now.tokens.shape[1] / image.shape[1] if now.tokens is not None and image is not None else 0.0
-
-
-@dataclass(slots=True)
-class _Branch:
-    """What is remembered for one guidance branch of one generation."""
-
-    generation: int
-    signature: Any
-    index: int = -1
-    timestep: float | None = None
-    gates: dict[int, Any] = field(default_factory=dict)
-    estimators: dict[int, Any] = field(default_factory=dict)
-    correctors: dict[int, Any] = field(default_factory=dict)
-    inner: dict[int, dict[int, torch.Tensor]] = field(default_factory=dict)
-    held: dict[int, int] = field(default_factory=dict)
-    shared: Verdict | None = None
-    probe: Streams | None = None
-
-
-@dataclass(slots=True)
-class _Open:
-    """The span being executed: its step, the verdict, whether it is skipped, and which tokens are not."""
-
-    step: Step
-    verdict: Verdict
-    skip: bool
-    tokens: torch.Tensor | None = None
+def cut(lists: Iterable[int], after: Iterable[int]) -> tuple[int, ...]:
+    """Lengths of block lists that are also divided after each of the blocks ``after`` (counted over all lists)."""
+    ends, total = set(after), 0
+    for length in lists:
+        total += length
+        ends.add(total - 1)
+    starts = [-1, *sorted(end for end in ends if 0 <= end < total)]
+    return tuple(end - start for start, end in pairwise(starts))
 
 
 class FeatureCache:
-    """Decisions and state for one denoiser.
+    """State and books of one denoiser.
 
     Args:
         composition: the policy's choices.
@@ -105,209 +55,112 @@ class FeatureCache:
         reduce: Callable[[torch.Tensor], torch.Tensor] = alone,
         watcher: Recorder | None = None,
     ) -> None:
-        self.composition = composition
-        self.spans = composition.scope.spans(lists)
+        self.composition, self.lists = composition, lists
         self.warmup = max(warmup, 1)
         self.telemetry = telemetry
         self.reduce, self.watcher = reduce, watcher
-        self.totals: dict[str, int] = {}
+        self.totals: dict[Hashable, int] = {}
         self.generations = 0
-        self._branches: dict[tuple[str, str], _Branch] = {}
-        self._branch: _Branch | None = None
-        self._session = self._name = ""
-        self._open: _Open | None = None
+        self.lock = threading.RLock()
+        self.cuts: frozenset[int] = frozenset()
+        self.spans: tuple[Span, ...] = composition.scope.spans(lists)
+        self._busy: set[Hashable] = set()
+        self._branches: dict[tuple[Hashable, str], Branch] = {}
+        self._paths: dict[str, tuple[int, ...]] = {}
         telemetry.hold(composition.estimator.nbytes())
 
-    def reset(self, session: str | None = None, total: int | None = None) -> None:
+    def reset(self, session: Hashable = None, total: int | None = None) -> None:
         """Forget everything (or one session): the next step of every branch starts cold."""
-        for key in [key for key in self._branches if session in (None, key[0])]:
-            self._forget(key)
-        if session is None:
-            self.totals.clear()
-        elif total is None:
-            self.totals.pop(session, None)
-        else:
-            self.totals[session] = total
-        self._branch = self._open = None
-
-    def _forget(self, key: tuple[str, str]) -> None:
-        self.telemetry.hold(-sum(self._branches.pop(key).held.values()))
-
-    def begin(self, session: str, branch: str, timestep: float, signature: Any, fresh: bool) -> None:
-        """A denoiser call starts. A new shape, or ``fresh``, starts the branch cold."""
-        key = (session, branch)
-        held = self._branches.get(key)
-        if held is None or fresh or held.signature != signature:
-            latest = max((b.generation for (name, _), b in self._branches.items() if name == session), default=-1)
-            if held:
+        with self.lock:
+            for key in [key for key in self._branches if session in (None, key[0])]:
                 self._forget(key)
-            if latest < 0 or (held and held.generation == latest):  # else another branch has begun it already
-                latest, self.generations = self.generations, self.generations + 1
-            held = self._branches[key] = _Branch(latest, signature)
-        held.index += 1
-        held.timestep = timestep
-        held.shared = held.probe = None
-        self._branch, self._session, self._name, self._open = held, session, branch, None
+            if session is None:
+                self.totals.clear()
+            elif total is None:
+                self.totals.pop(session, None)
+            else:
+                self.totals[session] = total
 
-    def enter(self, span: Span, streams: Streams, modulated: Callable[[], torch.Tensor]) -> bool:
-        """The first block of a span is about to run: True if the span is skipped."""
-        branch = self._current()
-        composition = self.composition
-        leading = not span.always and branch.shared is None
-        step = Step(
-            branch.index,
-            self.totals.get(self._session),
-            branch.timestep or 0.0,
-            self._name,
-            span,
-            leading,
-            streams,
-            branch.probe,
-            modulated,
-            self.reduce,
-        )
-        if span.always:
-            self._open = _Open(step, Verdict(reuse=False), False)
-            return False
-        verdict = self._judge(branch, step)
-        state = branch.estimators.setdefault(span.index, composition.estimator.init())
-        skip = verdict.reuse and branch.index >= self.warmup and composition.estimator.ready(state, step)
-        tokens = self._select(branch, step) if skip else None
-        self._open = _Open(step, verdict, skip, tokens)
-        return skip
+    def _forget(self, key: tuple[Hashable, str]) -> None:
+        self.telemetry.hold(-self._branches.pop(key).forget())
 
-    def _select(self, branch: _Branch, step: Step) -> torch.Tensor | None:
-        """The tokens that are computed although the span is estimated."""
-        corrector = self.composition.corrector
-        if corrector is None:
-            return None
-        return corrector.select(branch.correctors.setdefault(step.span.index, corrector.init()), step)
+    def sessions(self) -> set[Hashable]:
+        """Names of the generations that something is remembered of."""
+        with self.lock:
+            return {session for session, _ in self._branches}
 
-    def _judge(self, branch: _Branch, step: Step) -> Verdict:
-        gate = self.composition.gate
-        if gate.shared and branch.shared is not None:
-            return branch.shared
-        key = 0 if gate.shared else step.span.index
-        state = branch.gates[key] if key in branch.gates else gate.init()
-        verdict, branch.gates[key] = gate.judge(state, step)
-        branch.shared = verdict
-        return verdict
+    @contextmanager
+    def claimed(self, session: Hashable) -> Iterator[None]:
+        """Around one call of a generation.
 
-    def estimate(self, truth: Streams | None = None, mixed: Streams | None = None) -> Streams:
-        """The output streams of the open, skipped span.
-
-        Args:
-            truth: the true output, if it was computed as well: it tells the error.
-            mixed: the output of the span's blocks where only the chosen tokens were computed.
+        Raises:
+            AttachError: another call of the same generation is under way, in another thread.
         """
-        branch, now = self._current(), self._opened()
-        span, hidden = now.step.span, now.step.hidden
-        state = branch.estimators[span.index]
-        residual = self.composition.estimator.estimate(state, now.step)
-        self.telemetry.flops += self.composition.estimator.flops(state, now.step)
-        if mixed is not None:
-            residual = self._corrected(branch, now, residual, _residual(mixed, hidden))
-            if self.composition.corrector and now.tokens is not None:
-                self.telemetry.flops += self.composition.corrector.flops(now.step, now.tokens.shape[1])
-        output = tuple(h if r is None or h is None else h + r for h, r in zip(hidden, residual, strict=True))
-        error = None
-        if truth is not None and truth[0] is not None and output[0] is not None:
-            error = float(change_of(output[0], truth[0], self.reduce).max())
-            if self.watcher:
-                self.watcher.estimated(now.step, state, _residual(truth, hidden))
-        self._settle(branch, now, computed=False, error=error)
-        return output
+        with self.lock:
+            if session in self._busy:
+                raise AttachError(
+                    "Two calls of one generation are under way at once, in two threads, and would share its state. "
+                    "Give each generation a name of its own: with run.generation(name): ..."
+                )
+            self._busy.add(session)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._busy.discard(session)
 
-    def _corrected(self, branch: _Branch, now: _Open, estimate: Streams, mixed: Streams) -> Streams:
-        """The estimate after the corrector has seen the computed tokens; other streams were computed as a whole."""
-        corrector, tokens, image, fresh = self.composition.corrector, now.tokens, estimate[0], mixed[0]
-        if corrector is None or tokens is None or image is None or fresh is None:
-            raise RuntimeError("a span without chosen tokens cannot be corrected")
-        chosen = fresh.take_along_dim(tokens[..., None], 1)
-        state = branch.correctors[now.step.span.index]
-        return corrector.correct(state, now.step, tokens, image, chosen), *mixed[1:]
+    def divide(self, after: Iterable[int]) -> None:
+        """Divide spans after these blocks too, because something besides the next block uses what they return; all that
+        was remembered is dropped."""
+        with self.lock:
+            self.cuts = self.cuts | frozenset(after)
+            self.spans = self.composition.scope.spans(cut(self.lists, self.cuts))
+            for key, branch in self._branches.items():
+                self.telemetry.hold(-branch.forget())
+                self._branches[key] = branch.renewed()
 
-    def passed(self, block: int, streams: Streams, output: Streams) -> Streams:
-        """A block of the open span has run.
+    def begin(
+        self,
+        session: Hashable,
+        branch: str,
+        timestep: float,
+        signature: Any,
+        fresh: bool,
+        *,
+        again: bool = False,
+    ) -> Call:
+        """A denoiser call starts. A new shape, or ``fresh``, starts the branch cold; ``again``: the call just made is
+        repeated, and computes everything."""
+        key = (session, branch)
+        with self.lock:
+            held = self._branches.get(key)
+            if held is None or (not again and (fresh or held.signature != signature)):
+                latest = max((b.generation for (name, _), b in self._branches.items() if name == session), default=-1)
+                if held:
+                    self._forget(key)
+                if latest < 0 or (held and held.generation == latest):  # else another branch has begun it already
+                    latest, self.generations = self.generations, self.generations + 1
+                held = self._branches[key] = Branch(latest, signature, path=self._paths.get(branch))
+            held.index += not again
+            held.timestep = timestep
+            return Call(self, held, self.totals.get(session), branch, self.spans, closed=again)
 
-        If the span is computed its residual is kept for correctors. If only some tokens were chosen, the others leave
-        the block with the residual it had at the last computed step.
-        """
-        branch, now = self._current(), self._opened()
-        inner = branch.inner.setdefault(now.step.span.index, {})
-        image, before = output[0], streams[0]
-        if image is None or before is None:
-            return output
-        if now.tokens is None:
-            inner[block] = (image - before).detach()
-            return output
-        held, tokens = before + inner[block], now.tokens[..., None].expand(-1, -1, image.shape[-1])
-        return held.scatter(1, tokens, image.gather(1, tokens)), *output[1:]
+    def end(self, call: Call) -> None:
+        """A denoiser call is over: its events go into the books. After its last step a generation lets its state go."""
+        branch = call.branch
+        with self.lock:
+            if call.wandered:  # other blocks ran than in the calls before: what was remembered is of another path
+                self.telemetry.hold(-branch.drop())
+            branch.path = self._paths[call.name] = tuple(call.path)
+            if call.total is not None and branch.index >= call.total - 1:
+                self.telemetry.hold(-branch.drop())
+            self.telemetry.flops += call.flops
+            self.telemetry.full_flops += call.whole
+            for event in call.events():
+                self.telemetry.record(event)
 
-    def computed(self, output: Streams) -> None:
-        """The last block of the open span has run."""
-        branch, now = self._current(), self._opened()
-        span, corrector = now.step.span, self.composition.corrector
-        residual = _residual(output, now.step.hidden)
-        if span.always:
-            branch.probe = residual
-        else:
-            estimator = self.composition.estimator
-            self.telemetry.flops += estimator.flops_observed(branch.estimators[span.index], now.step)
-            state = estimator.observe(branch.estimators[span.index], now.step, residual)
-            branch.estimators[span.index] = state
-            if corrector is not None:
-                known = branch.correctors.get(span.index)
-                branch.correctors[span.index] = corrector.observe(known, now.step, residual)
-        self._settle(branch, now, computed=True)
-
-    def _settle(self, branch: _Branch, now: _Open, computed: bool, error: float | None = None) -> None:
-        span, gate = now.step.span, self.composition.gate
-        judged = None
-        if not span.always and (now.step.leading or not gate.shared):
-            key = 0 if gate.shared else span.index
-            judged = branch.gates[key] = gate.settled(branch.gates[key], now.step, now.verdict, computed)
-        states = (branch.estimators, branch.correctors, branch.inner)
-        held = tensor_bytes((judged, *(state.get(span.index) for state in states)))
-        self.telemetry.hold(held - branch.held.get(span.index, 0))
-        branch.held[span.index] = held
-        self.telemetry.record(
-            Event(
-                generation=branch.generation,
-                step=branch.index,
-                branch=self._name,
-                first_block=span.first,
-                last_block=span.last,
-                decision=self._decision(now, computed),
-                tokens=_fraction(now) if not computed else 0.0,
-                statistic=now.verdict.statistic,
-                critical=now.verdict.critical,
-                error=error,
-            )
-        )
-        self._open = None
-
-    def _decision(self, now: _Open, computed: bool) -> Decision:
-        if computed:
-            return "compute"
-        return self.composition.estimator.kind if now.tokens is None else "correct"
-
-    @property
-    def skipping(self) -> bool:
-        """Whether the open span is being skipped, perhaps but for some tokens."""
-        return self._open is not None and self._open.skip
-
-    @property
-    def tokens(self) -> torch.Tensor | None:
-        """The tokens ``[batch, chosen]`` that the open span computes although it is skipped."""
-        return self._open.tokens if self._open else None
-
-    def _current(self) -> _Branch:
-        if self._branch is None:
-            raise RuntimeError("a block ran outside a call of its denoiser: call the denoiser, not its blocks")
-        return self._branch
-
-    def _opened(self) -> _Open:
-        if self._open is None:
-            raise RuntimeError("a span was closed that was never opened: the model calls its blocks out of order")
-        return self._open
+    def hold(self, branch: Branch, span: int, judged: Any) -> None:
+        """Count what a span's states hold now."""
+        with self.lock:
+            if not branch.forgotten:
+                self.telemetry.hold(branch.hold(span, judged))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import nn
+
 from tenuto.calibration import Profile, fingerprint
 from tenuto.diffusion.attach import attach, check_count, name_of
 from tenuto.diffusion.models import find_denoisers
 from tenuto.diffusion.parallel import reducer
 from tenuto.diffusion.policy import FeaturePolicy, alone
 from tenuto.diffusion.recording import Recording
+from tenuto.diffusion.sampling import facts
 from tenuto.errors import CalibrationError
 
 __all__ = ["calibrate"]
@@ -31,7 +34,8 @@ def calibrate(
         policy: a calibrated policy; its own numbers may matter (a scope, a longest skip).
         generate: runs one generation for a seed, for example ``lambda s: pipe([3], generator=torch.manual_seed(s))``.
         seeds: one generation each; keep them apart from the seeds you judge by.
-        settings: what the profile is for (steps, guidance, sampler): stored with it.
+        settings: what the profile is for (steps, guidance): stored with it, and with what kind of scheduler the
+            pipeline has.
 
     Raises:
         PolicyError: the policy takes no profile.
@@ -59,10 +63,12 @@ def calibrate(
             generate(seed)
         mark = fingerprint(run.denoisers[0].layout.root)
     name = name_of(policy)
+    scheduler = None if isinstance(target, nn.Module) else getattr(target, "scheduler", None)
+    known = {**settings, **({} if scheduler is None else facts(scheduler))}
 
     def fitted() -> Profile:
         tensors, numbers = recorder.fit()
-        return Profile(policy=name, fingerprint=mark, settings=dict(settings), numbers=numbers, tensors=tensors)
+        return Profile(policy=name, fingerprint=mark, settings=dict(known), numbers=numbers, tensors=tensors)
 
     profile = fitted()
     rehearsals = recorder.rehearsals()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,15 +53,15 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self._sessions: dict[str, _Session] = {}
+        self._sessions: dict[Hashable, _Session] = {}
 
-    def reset(self, session: str | None = None) -> None:
+    def reset(self, session: Hashable = None) -> None:
         """Forget one session, or all."""
         for name in list(self._sessions):
             if session in (None, name):
                 del self._sessions[name]
 
-    def tick(self, session: str, context: str | None, timestep: Any) -> Tick:
+    def tick(self, session: Hashable, context: str | None, timestep: Any) -> Tick:
         """One call in ``session`` with the ``timestep`` argument the denoiser was given (the largest if a tensor)."""
         now = float(timestep.max()) if isinstance(timestep, torch.Tensor) else float(timestep or 0.0)
         place = self._sessions.setdefault(session, _Session())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,8 @@ from tenuto.errors import AttachError
 
 __all__ = ["Block", "Layout", "find_denoisers", "find_layout", "pack", "unpack"]
 
-LIST_NAMES = ("blocks", "transformer_blocks", "single_transformer_blocks", "layers", "visual_transformer_blocks")
+ENDINGS = ("blocks", "layers")
+BESIDES = ("text_", "control", "vace_", "temporal_", "context_", "noise_")
 STREAMS = ("hidden_states", "encoder_hidden_states")
 
 
@@ -30,6 +32,7 @@ class Block:
     Attributes:
         index: number over all block lists; path: dotted name under the denoiser.
         order: positions of (image, text) in a tuple output as written in the source; None if that does not tell.
+        names: of the (image, text) arguments. The second stream is sound in LTX-2, whose text is only looked at.
     """
 
     index: int
@@ -37,14 +40,15 @@ class Block:
     module: nn.Module
     signature: inspect.Signature
     order: tuple[int, int] | None
+    names: tuple[str, str] = STREAMS
 
     def streams(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor | None, ...]:
         """The (image, text) input streams of a call, positional or by keyword; text is None if not given."""
         given = self.signature.bind_partial(*args, **kwargs).arguments
-        image = given.get(STREAMS[0])
+        image = given.get(self.names[0])
         if not isinstance(image, torch.Tensor):
-            raise AttachError(f"Block {self.path} was called without a {STREAMS[0]} tensor: it cannot be cached.")
-        text = given.get(STREAMS[1])
+            raise AttachError(f"Block {self.path} was called without a {self.names[0]} tensor: it cannot be cached.")
+        text = given.get(self.names[1])
         return image, text if isinstance(text, torch.Tensor) else None
 
     def with_streams(
@@ -52,22 +56,35 @@ class Block:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call with other input streams."""
         given = self.signature.bind(*args, **kwargs)
-        given.arguments |= {key: value for key, value in zip(STREAMS, streams, strict=True) if value is not None}
+        given.arguments |= {key: value for key, value in zip(self.names, streams, strict=True) if value is not None}
         return given.args, given.kwargs
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The blocks of one denoiser: ``lists`` holds the lengths of its block lists, in calling order."""
+    """The blocks of one denoiser: ``lists`` holds the lengths of its block lists, in calling order; ``left_out`` names
+    its other lists of blocks, which always run."""
 
     root: nn.Module
     name: str
     lists: tuple[int, ...]
     blocks: tuple[Block, ...]
+    left_out: tuple[str, ...] = ()
+
+    def coverage(self) -> dict[str, Any]:
+        """Which part of the model can be cached, JSON-ready: ``blocks`` (how many in each list), ``left_out``,
+        ``parameters`` (the blocks' share of all)."""
+        counts: dict[str, int] = {}
+        for block in self.blocks:
+            name = block.path.rpartition(".")[0]
+            counts[name] = counts.get(name, 0) + 1
+        mine = sum(p.numel() for block in self.blocks for p in block.module.parameters())
+        every = sum(p.numel() for p in self.root.parameters())
+        return {"blocks": counts, "left_out": list(self.left_out), "parameters": mine / every if every else 1.0}
 
 
-def _order_in_source(module: nn.Module) -> tuple[int, int] | None:
-    """Read (image, text) positions off the block's own return statement."""
+def _order_in_source(module: nn.Module, allowed: Container[str]) -> tuple[tuple[int, int], tuple[str, str]] | None:
+    """Read the positions of (image, text) and their names off the block's own return statement: both are arguments."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(type(module).forward)))
     except (OSError, TypeError, SyntaxError):
@@ -75,8 +92,9 @@ def _order_in_source(module: nn.Module) -> tuple[int, int] | None:
     for node in reversed([n for n in ast.walk(tree) if isinstance(n, ast.Return)]):
         if isinstance(node.value, ast.Tuple) and len(node.value.elts) == 2:
             names = [e.id if isinstance(e, ast.Name) else "" for e in node.value.elts]
-            if set(names) == set(STREAMS):
-                return names.index(STREAMS[0]), names.index(STREAMS[1])
+            if STREAMS[0] in names and all(name in allowed for name in names):
+                image = names.index(STREAMS[0])
+                return (image, 1 - image), (STREAMS[0], names[1 - image])
     return None
 
 
@@ -84,27 +102,48 @@ def _is_block_list(module: nn.ModuleList) -> bool:
     return len(module) > 0 and all(STREAMS[0] in inspect.signature(type(block).forward).parameters for block in module)
 
 
+def _is_u_net(module: nn.Module) -> bool:
+    """Whether it is a U-Net, or the half of one that a ControlNet is."""
+    names = {name for name, _ in module.named_children()}
+    return {"down_blocks", "mid_block"} <= names and bool({"up_blocks", "controlnet_down_blocks"} & names)
+
+
+def _is_besides(name: str) -> bool:
+    """Whether a list's name says that it serves others: text or control, refiners before the stack."""
+    return not name.endswith(ENDINGS) or name.startswith(BESIDES)
+
+
+def _block(index: int, path: str, module: nn.Module) -> Block:
+    # the class's own signature: an instance may carry a wrapper (offloading, LoRA) with (*args, **kwargs)
+    own = inspect.signature(type(module).forward)
+    signature = own.replace(parameters=list(own.parameters.values())[1:])
+    written = _order_in_source(module, signature.parameters)
+    order, names = written or (None, STREAMS)
+    return Block(index, path, module, signature, order, names)
+
+
 def find_layout(root: nn.Module, name: str = "transformer") -> Layout | None:
     """The block lists of a denoiser, or None if it has none.
 
-    Lists with a customary name are preferred; otherwise any list of at least two blocks counts.
+    Lists called ``blocks``, ``..._blocks`` or ``layers`` are preferred, unless the name says that they serve others;
+    otherwise any list of at least two blocks counts.
     """
+    if _is_u_net(root):
+        return None
     found = [
         (key, child)
         for key, child in root.named_children()
         if isinstance(child, nn.ModuleList) and _is_block_list(child)
     ]
-    chosen = [pair for pair in found if pair[0] in LIST_NAMES] or [pair for pair in found if len(pair[1]) > 1]
+    chosen = [pair for pair in found if not _is_besides(pair[0])] or [pair for pair in found if len(pair[1]) > 1]
     if not chosen:
         return None
     blocks: list[Block] = []
     for key, modules in chosen:
         for position, module in enumerate(modules):
-            # the class's own signature: an instance may carry a wrapper (offloading, LoRA) with (*args, **kwargs)
-            own = inspect.signature(type(module).forward)
-            signature = own.replace(parameters=list(own.parameters.values())[1:])
-            blocks.append(Block(len(blocks), f"{key}.{position}", module, signature, _order_in_source(module)))
-    return Layout(root, name, tuple(len(modules) for _, modules in chosen), tuple(blocks))
+            blocks.append(_block(len(blocks), f"{key}.{position}", module))
+    left = tuple(key for key, _ in found if key not in dict(chosen))
+    return Layout(root, name, tuple(len(modules) for _, modules in chosen), tuple(blocks), left)
 
 
 def find_denoisers(target: Any) -> tuple[Layout, ...]:
@@ -127,10 +166,28 @@ def find_denoisers(target: Any) -> tuple[Layout, ...]:
             return present
         listed = [f"{key} ({type(value).__name__})" for key, value in modules.items()]
         searched = f"its components {', '.join(listed) or 'none'}"
+    parts = [target] if isinstance(target, nn.Module) else list(modules.values())
+    reason = next(
+        filter(None, map(_reason, parts)), "Give a diffusers pipeline with a transformer, or the transformer itself."
+    )
     raise AttachError(
         f"No transformer blocks in {type(target).__name__}: searched {searched} for a list of modules whose forward "
-        f"takes {STREAMS[0]}. Give a diffusers pipeline with a transformer, or the transformer itself."
+        f"takes {STREAMS[0]}. {reason}"
     )
+
+
+def _reason(module: nn.Module) -> str | None:
+    """Why a module that looks like a denoiser is none, and the way out."""
+    name = type(module).__name__
+    if _is_u_net(module):
+        return (
+            f"{name} is a U-Net: its blocks change the resolution and skip over each other, so no run of them has a "
+            "residual to cache. Tenuto caches diffusion transformers (DiT, PixArt, SD3, Flux, Wan and their kin)."
+        )
+    for path, part in module.named_modules():
+        if path and find_layout(part, path):
+            return f"{name} wraps {path} ({type(part).__name__}), which has such a list: attach to that module."
+    return None
 
 
 def unpack(block: Block, raw: Any, inputs: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:

@@ -8,6 +8,7 @@ sequence (Flux, SD3, HunyuanVideo, CogVideoX), the text's rows are computed as w
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,6 +86,12 @@ def _put(rows: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
     return whole.scatter_(-2, rows.expand_as(values), values)
 
 
+class _Here(threading.local):
+    """What this thread narrows."""
+
+    narrow: _Narrow | None = None
+
+
 class Subset:
     """What can be narrowed in one block.
 
@@ -96,7 +103,7 @@ class Subset:
     """
 
     def __init__(self, block: Block) -> None:
-        self.narrow: _Narrow | None = None
+        self._here = _Here()
         name = type(block.module).__name__
         mixing = [type(m).__name__ for m in block.module.modules() if isinstance(m, CONVOLUTIONS)]
         if mixing:
@@ -117,7 +124,7 @@ class Subset:
         """The wrapper of a token-wise module's ``forward``."""
 
         def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            narrow = self.narrow
+            narrow = self._here.narrow
             if narrow is None or hidden_states.dim() != 3 or len(hidden_states) != len(narrow.tokens):
                 return original(hidden_states, *args, **kwargs)
             count = hidden_states.shape[1]
@@ -131,7 +138,7 @@ class Subset:
     def run(self, tokens: torch.Tensor, count: int, block: Callable[[], Any]) -> Any:
         """Run a block; its image output is right at ``tokens [batch, chosen]`` of ``count``, meaningless elsewhere."""
         try:
-            with _Narrow(tokens, count) as self.narrow:
+            with _Narrow(tokens, count) as self._here.narrow:
                 return block()
         finally:
-            self.narrow = None
+            self._here.narrow = None

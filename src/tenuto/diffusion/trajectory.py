@@ -67,7 +67,8 @@ def change_of(
 
 
 def _square(tensor: torch.Tensor) -> torch.Tensor:
-    norm: torch.Tensor = torch.linalg.vector_norm(tensor.flatten(1), dim=1, dtype=torch.float32)
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    norm: torch.Tensor = torch.linalg.vector_norm(tensor.flatten(1), dim=1, dtype=wide)
     return norm.square()
 
 

@@ -20,7 +20,7 @@ __all__ = ["allowance", "entries", "kv_heads", "spare"]
 
 def kv_heads(layout: Layout) -> int:
     """KV heads of all cached layers together."""
-    return sum(spec.kv_heads for spec in layout.layers if spec.site)
+    return sum(spec.kv_heads for spec in layout.cached)
 
 
 def entries(
@@ -36,7 +36,7 @@ def entries(
     codec, free = policy.codec, policy.trigger.room("decode", 0, True)
     extra = 4 + 4 * policy.scorer.features + 4 * (policy.losers.weighs or weighted)
     plain = coded = paged = fixed = 0.0
-    for spec in [spec for spec in layout.layers if spec.site]:
+    for spec in layout.cached:
         plain += spec.kv_heads * (2 * spec.head_dim * layout.itemsize + extra)
         coded += spec.kv_heads * (codec.entry_bytes(spec.head_dim, layout.itemsize) + extra) if codec else 0.0
         paged += spec.kv_heads * codec.page_bytes(spec.head_dim, layout.itemsize) if codec else 0.0
@@ -72,7 +72,8 @@ def allowance(
 
     Args:
         coming: tokens per row of a step that has not begun; new: tokens per row that layers do not hold yet.
-        others: bytes of layers that slide; token_bytes: bytes per token beside its entries: its position, and its id.
+        others: bytes of layers that slide; token_bytes: bytes per token beside its entries: position, padding
+            or not, id.
 
     Raises:
         InputError: the budget cannot hold sinks and window.
@@ -104,7 +105,7 @@ def _summaries(policy: KVPolicy, layout: Layout, tokens: int) -> int:
     if policy.index is None:
         return 0
     size = 0
-    for spec in [spec for spec in layout.layers if spec.site]:
+    for spec in layout.cached:
         empty = torch.zeros(spec.kv_heads, policy.index.page, spec.head_dim, dtype=layout.dtype)
         made = policy.index.summarise(empty)
         pages = -(-tokens // policy.index.page)

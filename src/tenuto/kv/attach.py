@@ -20,68 +20,31 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import wraps
 from typing import Any, Protocol
 
-import torch
 from torch import nn
-from transformers import AttentionInterface, GenerationMixin
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import GenerationMixin
 
 from tenuto.budget import MemoryBudget
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.allowance import entries
 from tenuto.kv.cache import KVCache
-from tenuto.kv.engine import EngineLayer
+from tenuto.kv.call import current
+from tenuto.kv.interface import NAME, register
 from tenuto.kv.models import Layout, find_layout
 from tenuto.kv.offload.prefetch import watch
 from tenuto.kv.offload.settings import Prefetch
 from tenuto.kv.policy import Every, KVMethod, KVPolicy
-from tenuto.kv.run import AttachedRun, current
+from tenuto.kv.run import AttachedRun
 from tenuto.kv.section import opened
 from tenuto.kv.stores import Store
-from tenuto.restoring import attend_by, put_until
+from tenuto.restoring import attend_by, plain_attention, wrap_until
 from tenuto.tiers.host import HostTier
 from tenuto.tiers.tier import Tier
 
 __all__ = ["AttachedRun", "Stepping", "attach", "give_caches", "take_over"]
 
-NAME = "tenuto"
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-def _attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **options: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What transformers calls instead of its own attention: ours on layers of ours, SDPA on all others."""
-    cache, number = current.get(), getattr(module, "layer_idx", None)
-    layer = cache.layers[number] if cache is not None and isinstance(number, int) else None
-    if not isinstance(layer, EngineLayer):
-        plain: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        result: tuple[torch.Tensor, None] = plain(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
-        )
-        return result
-    if dropout:
-        raise AttachError("The model is in training mode with attention dropout. Call model.eval() first.")
-    return layer.attend(query, key, value, scaling or query.shape[-1] ** -0.5, options.get("softcap")), None
-
-
-def _mask(*args: Any, **options: Any) -> torch.Tensor | None:
-    """Our attention needs no mask; layers that slide, and calls without a cache, get SDPA's."""
-    cache = current.get()
-    if cache is not None and len(cache.engine) == len(cache.layers):
-        return None
-    made: torch.Tensor | None = sdpa_mask(*args, **options)
-    return made
 
 
 class Stepping(Protocol):
@@ -104,8 +67,7 @@ def take_over(stack: ExitStack, run: Stepping) -> None:
     decoder = run.layout.decoder
     if decoder in _attached:
         raise AttachError(f"{type(run.model).__name__} has a policy attached already. Leave that `with` block first.")
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, _mask)
+    register(stack)
     _attached.add(decoder)
     stack.callback(_attached.discard, decoder)
     _wrap_decoder(stack, run)
@@ -113,63 +75,73 @@ def take_over(stack: ExitStack, run: Stepping) -> None:
 
 def _wrap_decoder(stack: ExitStack, run: Stepping) -> None:
     decoder: Any = run.layout.decoder
-    original, names = decoder.forward, list(inspect.signature(type(decoder).forward).parameters)[1:]
+    names = list(inspect.signature(type(decoder).forward).parameters)[1:]
 
-    @wraps(original)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return run.step(original, dict(zip(names, args, strict=False)) | kwargs)
+    def wrap(below: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if decoder.config._attn_implementation == attention or plain_attention(decoder.config) != attention:
+                raise AttachError("The model's attention was changed while attached. Leave the `with` block to do so.")
+            return run.step(below, dict(zip(names, args, strict=False)) | kwargs)
 
-    put_until(stack, decoder, "forward", forward)
+        return forward
+
+    attention = plain_attention(decoder.config)
+    wrap_until(stack, decoder, "forward", wrap)
     attend_by(stack, decoder, NAME)
 
 
 def give_caches(stack: ExitStack, run: Stepping) -> None:
     """Have ``generate`` make caches of ours, until the stack unwinds."""
-    prepare = run.model._prepare_cache_for_generation
 
-    @wraps(prepare)
-    def make_cache(generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
-            return prepare(generation_config, model_kwargs, *args, **kwargs)
-        if generation_config.cache_implementation not in (None, "dynamic"):
-            raise AttachError(
-                f"cache_implementation={generation_config.cache_implementation!r} was asked for on an attached model. "
-                "Leave it out: the attached policy makes the cache."
-            )
-        model_kwargs["past_key_values"] = run.cache()
-        return None
+    def wrap(prepare: Callable[..., Any]) -> Callable[..., Any]:
+        def make_cache(generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
+                return prepare(generation_config, model_kwargs, *args, **kwargs)
+            if generation_config.cache_implementation not in (None, "dynamic"):
+                raise AttachError(
+                    f"cache_implementation={generation_config.cache_implementation!r} was asked for on an attached "
+                    "model. Leave it out: the attached policy makes the cache."
+                )
+            model_kwargs["past_key_values"] = run.cache()
+            return None
 
-    put_until(stack, run.model, "_prepare_cache_for_generation", make_cache)
+        return make_cache
+
+    wrap_until(stack, run.model, "_prepare_cache_for_generation", wrap)
 
 
 def _wrap_generation(stack: ExitStack, run: AttachedRun) -> None:
-    model = run.model
-    prefill, generate = model._prefill, model.generate
+    def restoring(prefill: Callable[..., Any]) -> Callable[..., Any]:
+        def in_one(*args: Any, **kwargs: Any) -> Any:
+            config = args[1] if len(args) > 1 else kwargs["generation_config"]
+            given = args[2] if len(args) > 2 else kwargs["model_kwargs"]
+            cache = given.get("past_key_values")
+            whole = config.output_hidden_states  # of all tokens, which must be computed for that
+            if run.prefixes and not whole and isinstance(cache, KVCache) and not cache.sequences.columns:
+                ids = args[0] if args else kwargs["input_ids"]
+                if given.get("inputs_embeds") is None:  # else the ids are not what the model reads
+                    run.prefixes.restore(cache, ids, given.get("attention_mask"), given.get("position_ids"))
+            if config.prefill_chunk_size is None:
+                return prefill(*args, **kwargs)
+            with run.prefill():
+                return prefill(*args, **kwargs)
 
-    @wraps(prefill)
-    def in_one(*args: Any, **kwargs: Any) -> Any:
-        config = args[1] if len(args) > 1 else kwargs["generation_config"]
-        given = args[2] if len(args) > 2 else kwargs["model_kwargs"]
-        cache = given.get("past_key_values")
-        if run.prefixes and isinstance(cache, KVCache) and not cache.sequences.columns:
-            run.prefixes.restore(cache, args[0] if args else kwargs["input_ids"], given.get("attention_mask"))
-        if config.prefill_chunk_size is None:
-            return prefill(*args, **kwargs)
-        with run.prefill():
-            return prefill(*args, **kwargs)
+        return in_one
 
-    @wraps(generate)
-    def write(*args: Any, **kwargs: Any) -> Any:
-        with opened(run) as section:
-            try:
-                return generate(*args, **kwargs)
-            finally:  # the proposals of assisted decoding are over
-                for cache in section.caches:
-                    cache.deactivate_past_recording()
+    def ending(generate: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*args: Any, **kwargs: Any) -> Any:
+            with opened(run) as section:
+                try:
+                    return generate(*args, **kwargs)
+                finally:  # the proposals of assisted decoding are over
+                    for cache in section.caches:
+                        cache.deactivate_past_recording()
+
+        return write
 
     give_caches(stack, run)
-    put_until(stack, model, "_prefill", in_one)
-    put_until(stack, model, "generate", write)
+    wrap_until(stack, run.model, "_prefill", restoring)
+    wrap_until(stack, run.model, "generate", ending)
 
 
 def _check(blocks: KVPolicy, budget: MemoryBudget, layout: Layout) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from transformers.cache_utils import Cache
 
 from tenuto.budget import MemoryBudget
 from tenuto.errors import AttachError, InputError
+from tenuto.kv import sliding
 from tenuto.kv.allowance import allowance, kv_heads, spare
 from tenuto.kv.layer import KVLayer
 from tenuto.kv.models import Layout
@@ -53,21 +56,30 @@ class KVCache(Cache):  # type: ignore[misc]
         keeper: Callable[[KVCache], None] | None = None,
         pool: Pool | None = None,
     ) -> None:
-        self.policy, self.budget, self.layout = policy, budget, layout
-        self.replay, self.keeper, self.pool = replay, keeper, pool
-        self.sequences = Sequences(0, [], *[torch.zeros(0, 0, dtype=torch.int32)] * 2)
-        layers: list[Any] = [
+        self.policy, self.budget, self.layout, self.replay = policy, budget, layout, replay
+        self.keeper, self.pool = keeper, pool
+        self.sequences = Sequences(0, [], torch.zeros(0, 0, dtype=torch.int32), torch.zeros(0, 0, dtype=torch.int32))
+        self.engine = [
             KVLayer(policy, spec.site, self.sequences, Paged(policy, pool) if pool else None)
-            if spec.site
-            else spec.sliding_layer()
             for spec in layout.layers
+            for _ in range(spec.calls)
+            if spec.site
         ]
-        super().__init__(layers=layers)
+        super().__init__(layers=(layers := self._ordered([spec.sliding_layer for spec in layout.layers])))
         self.layers: list[Any] = layers
-        self.engine: list[KVLayer] = [layer for layer in layers if isinstance(layer, KVLayer)]
         self.most = self.since = self.level = self.waiting = 0
         self.phase = Phase.READY
         self.crops: int | None = None
+
+    def _ordered(self, others: Sequence[Callable[[], Any]]) -> list[Any]:
+        """The layers as the model numbers them: ours, with their twins, and those that slide."""
+        ours, ordered = iter(self.engine), []
+        for spec, make in zip(self.layout.layers, others, strict=True):
+            layer = next(ours) if spec.site else make()
+            if spec.site:
+                layer.twins = [next(ours) for _ in range(spec.calls - 1)]
+            ordered.append(layer)
+        return ordered
 
     # One step.
 
@@ -96,11 +108,10 @@ class KVCache(Cache):  # type: ignore[misc]
         if self.phase is not (Phase.COMPRESSION if phase is Phase.REPLAY else Phase.READY):
             raise AttachError("An error interrupted the model in mid-step: this cache is incomplete. Start a new one.")
         if not rows.columns:
-            nothing = torch.zeros(batch, 0, dtype=torch.int32, device=device)
-            rows.seen, rows.positions, rows.tokens = [0] * batch, nothing, nothing
+            rows.start(batch, device)
         if batch != len(rows.seen):
             raise AttachError(f"The cache holds {len(rows.seen)} rows and the model was given {batch}.")
-        valid = None if mask is None or bool((last := mask[:, -new:].bool()).all()) else last
+        valid = rows.valid(mask, new)
         counts = [new] * batch if valid is None else [int(n) for n in valid.sum(-1)]
         phase = phase or (Phase.DECODE if new == 1 or self.crops else Phase.PREFILL)
         if phase is Phase.DECODE and rows.columns and self.policy.index is None:
@@ -109,9 +120,7 @@ class KVCache(Cache):  # type: ignore[misc]
         where = index[None] if positions is None else positions.to(torch.int32)
         step = self._step(phase, counts, index, valid)
         self.phase = phase
-        rows.positions = torch.cat([rows.positions, where.expand(batch, -1)], 1)
-        rows.columns += new
-        rows.seen = [seen + count for seen, count in zip(rows.seen, counts, strict=True)]
+        rows.add(where, counts, valid)
         self.since += new
         self.waiting += new if phase.prefill else 0
         for layer in self.engine:
@@ -138,11 +147,16 @@ class KVCache(Cache):  # type: ignore[misc]
             observing=policy.scorer.observes == ("replay" if phase is Phase.REPLAY else "calls"),
         )
 
+    def valid(self) -> torch.Tensor:
+        """Which tokens so far are none of padding, ``[batch, columns]`` bool."""
+        return self.sequences.real
+
     def finish(self) -> None:
         """The forward call is over: compress if it ended a prefill."""
         local = any(layer.step is not None and layer.step.now is not None for layer in self.engine)
         for layer in self.engine:
             layer.step = None
+        sliding.let_go(self.layers)
         phase, self.phase = self.phase, Phase.COMPRESSION if self.phase is Phase.REPLAY else Phase.READY
         if local:
             self.since = self.waiting = 0
@@ -162,7 +176,7 @@ class KVCache(Cache):  # type: ignore[misc]
         Raises:
             AttachError: the cache holds something, or has layers that slide (these hold a window only).
         """
-        if self.sequences.columns or len(self.engine) < len(self.layers):
+        if self.sequences.columns or len(self.engine) != len(self.layers):
             raise AttachError(
                 "Only an empty cache of a model whose layers all attend in full can be filled: start with run.cache()."
             )
@@ -170,10 +184,9 @@ class KVCache(Cache):  # type: ignore[misc]
         ids, where = tokens.to(torch.int32), positions.to(torch.int32)
         valid = None if bool((ids >= 0).all()) else ids >= 0
         index = torch.arange(columns, device=tokens.device, dtype=torch.int32)
-        rows = self.sequences
-        rows.columns, rows.positions = columns, where
-        rows.seen = [columns] * batch if valid is None else [int(n) for n in valid.sum(-1)]
-        rows.tokens = ids if self.keeps_tokens else ids[:, :0].clone()
+        self.sequences.start(batch, tokens.device)
+        self.sequences.add(where, [columns] * batch if valid is None else valid.sum(-1).tolist(), valid)
+        self.sequences.tokens = ids if self.keeps_tokens else ids[:, :0].clone()
         for layer, (keys, values) in zip(self.engine, layers, strict=True):
             layer.hold(keys, values, index, valid)
         self.since = columns
@@ -220,13 +233,19 @@ class KVCache(Cache):  # type: ignore[misc]
             self.since = 0
 
     def note(self, ids: torch.Tensor | None) -> None:
-        """Remember the ids of this step's tokens, for a scorer that runs the prompt again.
+        """Remember the ids of this step's tokens, for a scorer that runs the prompt again, or a store.
+
+        Embeddings have no ids: a store keeps nothing of a sequence that was given them.
 
         Raises:
             AttachError: the model was given embeddings instead.
         """
         step = self.engine[0].step
         if step is None or self.phase is Phase.REPLAY:
+            return
+        if ids is None and self.policy.scorer.observes != "replay":
+            self.keeper = None
+            self.sequences.tokens = self.sequences.tokens[:, :0].clone()
             return
         if ids is None:
             raise AttachError(
@@ -239,12 +258,13 @@ class KVCache(Cache):  # type: ignore[misc]
     def borrowed(self) -> Iterator[None]:
         """Take back all that the calls inside have added."""
         shared = self.sequences
-        before = (shared.columns, list(shared.seen), shared.positions, self.since)
-        sliding = [None if isinstance(layer, KVLayer) else copy.deepcopy(layer) for layer in self.layers]
+        before = replace(shared, seen=list(shared.seen)), self.since
+        kept = [None if isinstance(layer, KVLayer) else copy.deepcopy(layer) for layer in self.layers]
         yield
-        shared.columns, shared.seen, shared.positions, self.since = before
+        shared.put_back(before[0])
+        self.since = before[1]
         self._forget(shared.columns, [layer.newer(shared.columns) for layer in self.engine])
-        self.layers = [kept or layer for kept, layer in zip(sliding, self.layers, strict=True)]
+        self.layers = [one or layer for one, layer in zip(kept, self.layers, strict=True)]
 
     def _forget(self, columns: int, counts: Sequence[list[int]]) -> None:
         for layer, count in zip(self.engine, counts, strict=True):
@@ -254,20 +274,17 @@ class KVCache(Cache):  # type: ignore[misc]
 
     def _totals(self, coming: Sequence[int] | None = None, new: int = 0, each: bool = False) -> list[int]:
         """Entries each row may hold, all heads of all layers together, or of one layer (``each``)."""
-        others = sum(t.untyped_storage().nbytes() for t in self._sliding())
+        tokens = self.sequences.columns + (0 if coming is None else new)
+        others = sliding.nbytes(self.layers, self.layout, len(self.sequences.seen), tokens)
         given = (self.budget, self.policy, self.layout, self.engine, self.sequences)
-        found = allowance(*given, coming=coming, others=others, new=new, token_bytes=8 if self.keeps_tokens else 4)
+        found = allowance(*given, coming=coming, others=others, new=new, token_bytes=9 if self.keeps_tokens else 5)
         return [total // len(self.engine) for total in found] if each else found
-
-    def _sliding(self) -> list[torch.Tensor]:
-        others = [layer for layer in self.layers if not isinstance(layer, KVLayer) and layer.is_initialized]
-        return [tensor for layer in others for tensor in (layer.keys, layer.values)]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything the cache holds, by name."""
         named = {f"{n}.{k}": t for n, layer in enumerate(self.engine) for k, t in layer.tensors().items()}
-        slid = {f"sliding.{number}": tensor for number, tensor in enumerate(self._sliding())}
-        return {**named, **slid, "positions": self.sequences.positions, "tokens": self.sequences.tokens}
+        slid = {f"sliding.{number}": tensor for number, tensor in enumerate(sliding.tensors(self.layers))}
+        return named | slid | self.sequences.tensors()
 
     @property
     def bytes_held(self) -> int:
@@ -283,8 +300,8 @@ class KVCache(Cache):  # type: ignore[misc]
     @property
     def bytes_full(self) -> int:
         """Bytes of keys and values that transformers' DynamicCache would hold for the same tokens, padding included."""
-        sliding = sum(tensor.nbytes for tensor in self._sliding())
-        return sliding + len(self.sequences.seen) * self.sequences.columns * self.layout.token_bytes
+        slid = sum(tensor.nbytes for tensor in sliding.tensors(self.layers))
+        return slid + len(self.sequences.seen) * self.sequences.columns * self.layout.token_bytes
 
     def counts(self) -> list[list[list[int]]]:
         """Entries held per cached layer, batch row and KV head."""
@@ -309,9 +326,8 @@ class KVCache(Cache):  # type: ignore[misc]
     def deactivate_past_recording(self) -> None:
         """No more tokens will be taken back."""
         self.crops = None
-        for layer in self.layers:
-            if not isinstance(layer, KVLayer):
-                layer.record_past = False
+        for layer in sliding.sliding(self.layers):
+            layer.record_past = False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last tokens (a negative number), as rejected proposals of assisted decoding are.
@@ -326,30 +342,21 @@ class KVCache(Cache):  # type: ignore[misc]
             raise InputError(f"crop({tokens_to_remove}): the cache has seen {rows.columns} tokens.")
         if count:
             self._crop(count)
-        if self.crops is not None:
-            self.crops += 1
-            if self.waiting:
-                self.compress()
+        self.crops = None if self.crops is None else self.crops + 1
+        if self.crops and self.waiting:
+            self.compress()
 
     def _crop(self, count: int) -> None:
         rows = self.sequences
-        lost = [layer.newer(rows.columns - count) for layer in self.engine]  # of all layers first: all forget, or none
+        sliding.check_crop(self.layers)  # all layers forget, or none
+        lost = [layer.newer(rows.columns - count) for layer in self.engine]
         with self._changing():
             self._forget(rows.columns - count, lost)
-            for layer in self.layers:
-                if not isinstance(layer, KVLayer) and layer.is_initialized:
+            for layer in sliding.sliding(self.layers):
+                if layer.is_initialized:
                     layer.crop(-count)
-            rows.columns -= count
-            rows.seen = [seen - count for seen in rows.seen]
-            rows.positions, rows.tokens = (t[:, : rows.columns].clone() for t in (rows.positions, rows.tokens))
+            rows.take_back(count)
             self.since = max(self.since - count, 0)
-
-    def _select_rows(self, rows: Sequence[int]) -> None:
-        shared = self.sequences
-        shared.seen = [shared.seen[row] for row in rows]
-        shared.positions, shared.tokens = shared.positions[list(rows)], shared.tokens[list(rows)]
-        for layer in self.engine:
-            layer.select_rows(rows)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Rows in another order, for beam search."""
@@ -359,16 +366,18 @@ class KVCache(Cache):  # type: ignore[misc]
         """Only these rows, in this order."""
         if not self.sequences.columns:
             return
-        self._select_rows([int(row) for row in indices])
-        for layer in self.layers:
-            if not isinstance(layer, KVLayer):
+        rows = [int(row) for row in indices]
+        with self._changing():
+            self.sequences.select(rows)
+            for layer in self.engine:
+                layer.select_rows(rows)
+            for layer in sliding.sliding(self.layers):
                 layer.batch_select_indices(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Every row so many times."""
-        if self.sequences.columns:
-            rows = torch.arange(len(self.sequences.seen)).repeat_interleave(repeats)
-            self.batch_select_indices(rows.to(self.sequences.positions.device))
+        rows = torch.arange(len(self.sequences.seen)).repeat_interleave(repeats)
+        self.batch_select_indices(rows.to(self.sequences.positions.device))
 
     def empty(self) -> KVCache:
         """A new cache of this kind."""
@@ -376,17 +385,14 @@ class KVCache(Cache):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Forget everything."""
-        for name, value in vars(self.empty()).items():
-            setattr(self, name, value)
+        self.__dict__.update(self.empty().__dict__)
 
     def fork(self) -> KVCache:
         """An independent copy: ask several questions on one compressed context, each on its own fork."""
         other = self.empty()
-        shared = self.sequences
-        other.sequences = Sequences(shared.columns, list(shared.seen), shared.positions, shared.tokens)
+        other.sequences = replace(self.sequences, seen=list(self.sequences.seen))
         other.engine = [layer.copied(other.sequences) for layer in self.engine]
-        mine = iter(other.engine)
-        other.layers = [next(mine) if isinstance(layer, KVLayer) else copy.deepcopy(layer) for layer in self.layers]
+        other.layers = other._ordered([partial(copy.deepcopy, layer) for layer in self.layers])
         other.since, other.level, other.phase, other.waiting = self.since, self.level, self.phase, self.waiting
         return other
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,11 +19,13 @@ class EngineLayer(CacheLayerMixin):  # type: ignore[misc]
 
     Attributes:
         step: of the call that is under way; None outside an attached model.
+        twins: layers for its second attention of a call, and further ones, where a model attends several times.
     """
 
     is_sliding = False
     is_croppable = True
     step: Any = None
+    twins: Sequence[EngineLayer] = ()
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing is made before the first attention."""

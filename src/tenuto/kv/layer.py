@@ -66,7 +66,8 @@ class KVLayer(EngineLayer):
         if step.now is not None and self.paged is not None:
             self.page_out(step.now)
         elif step.now is not None:
-            self.compress([[self.look(row)] for row in range(len(self.sequences.seen))], step.now)
+            seen = self.sequences.seen  # nothing of a row that is all padding
+            self.compress([[self.look(row)] if count else None for row, count in enumerate(seen)], step.now)
         return output
 
     @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,21 +13,34 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicSlidingWindowLayer, get_layer_types_and_kwargs
 
 from tenuto.errors import AttachError
+from tenuto.identity import Identity
 from tenuto.kv.compress import Site
-from tenuto.kv.rope import Rope
+from tenuto.kv.traits import attention_calls, rope_of
 
 __all__ = ["LayerSpec", "Layout", "find_layout"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerSpec:
-    """One layer of the model: ``site`` if it is cached by us, else ``sliding_layer`` makes transformers' own layer."""
+    """One layer of the model.
+
+    Attributes:
+        site: if it is cached by us; else ``sliding_layer`` makes transformers' own layer, of ``window`` tokens.
+        heads, kv_heads, head_dim: its sizes.
+        calls: how often it attends in one step, to keys and values of as many kinds.
+    """
 
     site: Site | None
     sliding_layer: Callable[[], Any]
     heads: int
     kv_heads: int
     head_dim: int
+    window: int = 0
+    calls: int = 1
+
+    def window_bytes(self, tokens: int, itemsize: int) -> int:
+        """Bytes of a row of so many tokens, if the layer slides."""
+        return 0 if self.site else 2 * self.kv_heads * self.head_dim * itemsize * min(tokens, self.window)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,12 +50,19 @@ class Layout:
     Attributes:
         decoder: the module whose ``forward`` is one step; config: of the text decoder.
         layers: one spec per layer; dtype: of keys and values.
+        identity: the name of all that the decoder's numbers depend on.
     """
 
     decoder: nn.Module
     config: Any
     layers: tuple[LayerSpec, ...]
     dtype: torch.dtype
+    identity: Identity
+
+    @property
+    def cached(self) -> list[LayerSpec]:
+        """The layers cached by us, each as often as it attends in a step."""
+        return [spec for spec in self.layers if spec.site for _ in range(spec.calls)]
 
     @property
     def itemsize(self) -> int:
@@ -61,73 +80,106 @@ class Layout:
         return sum(2 * spec.kv_heads * spec.head_dim * self.itemsize for spec in self.layers if spec.site)
 
 
-def _attentions(model: nn.Module) -> dict[int, nn.Module]:
-    found: dict[int, nn.Module] = {}
-    for module in model.modules():
-        number = getattr(module, "layer_idx", None)
-        if isinstance(number, int) and getattr(module, "num_key_value_groups", None) is not None:
-            found[number] = module
-    return found
-
-
-def _rope_of(decoder: nn.Module, attention: nn.Module, kind: str) -> Rope | None:
-    """The rotary embedding if its frequencies are fixed and it pairs the halves, as most do; else None."""
-    rotary: Any = getattr(decoder, "rotary_emb", None)
-    apply = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
-    frequencies = getattr(rotary, f"{kind}_inv_freq", None)
-    if frequencies is None:
-        frequencies = getattr(rotary, "inv_freq", None)
-    kinds = getattr(rotary, "rope_type", None)
-    rope_type = kinds.get(kind) if isinstance(kinds, dict) else kinds
-    if apply is None or frequencies is None or rope_type in ("dynamic", "longrope"):
-        return None
-    rope = Rope(frequencies.detach())
-    width = 2 * frequencies.numel()
-    x = torch.linspace(-1, 1, 2 * width, device=frequencies.device).view(1, 1, 2, width)
-    angle = torch.tensor([[3.0, 5.0]], device=frequencies.device)[..., None] * frequencies.float()
-    angle = torch.cat([angle, angle], -1)
-    turned, _ = apply(x, x, angle.cos(), angle.sin())
-    same = torch.allclose(turned[0, 0], rope.rotate(x[0, 0], torch.tensor([3, 5], device=x.device)), atol=1e-4)
-    return rope if same else None
-
-
 def find_layout(model: Any) -> Layout:
     """The layout of a transformers model.
 
     Raises:
         AttachError: not such a model, or one whose attention is not the standard one.
     """
-    if not isinstance(model, PreTrainedModel):
-        raise AttachError(f"{type(model).__name__} is no transformers model: KV policies need one with a KV cache.")
+    name = type(model).__name__
+    _check_model(model, name)
     config: Any = model.config.get_text_config(decoder=True)
     attentions = _attentions(model)
-    name = type(model).__name__
-    if config.is_encoder_decoder or not model._supports_attention_backend or not attentions:
-        raise AttachError(
-            f"{name} has no standard decoder attention (transformers' attention interface): nothing to cache."
-        )
+    if not attentions:
+        raise AttachError(f"{name} has no attention layers that are told by layer_idx: nothing to cache.")
     kinds, options = get_layer_types_and_kwargs(config)
-    odd = set(kinds) - {"full_attention", "sliding_attention"}
-    gated = any("sinks" in dict(a.named_parameters()) for a in attentions.values())
-    if odd or len(attentions) != len(kinds) or gated:
+    _check_kinds(name, config, attentions, kinds)
+    decoder = next((m for m in model.modules() if _holds(m, attentions[0])), None)
+    if decoder is None:
         raise AttachError(
-            f"{name} has attention that is not standard: {', '.join(sorted(odd)) or 'learned sinks or shared layers'}. "
-            "Supported: full and sliding attention with keys and values per layer."
+            f"{name} keeps its layers elsewhere than in a list called `layers`: no policy attaches to it."
+        )
+    cached = [number for number, kind in enumerate(kinds) if kind == "full_attention"]
+    specs = []
+    for number, (kind, own) in enumerate(zip(kinds, config.per_layer_config, strict=True)):
+        attention: Any = attentions[number]
+        width = _width(name, own, attention)
+        groups = getattr(attention, "num_key_value_groups", 1)
+        heads = own.num_attention_heads
+        site = None
+        if kind == "full_attention":
+            site = Site(cached.index(number), len(cached), width**-0.5, rope_of(decoder, attention, kind))
+        sliding = partial(DynamicSlidingWindowLayer, **options[number])
+        calls = attention_calls(type(attention)) if site else 1
+        window = options[number].get("sliding_window", 0)
+        specs.append(LayerSpec(site, sliding, heads, heads // groups, width, window, calls))
+    return Layout(decoder, config, tuple(specs), model.dtype, Identity(decoder))
+
+
+def _check_model(model: Any, name: str) -> None:
+    """Refuse what is no plain transformers decoder, saying what it is."""
+    if not isinstance(model, PreTrainedModel):
+        inside = model.named_modules() if isinstance(model, nn.Module) else ()
+        at = next(((path, type(m).__name__) for path, m in inside if isinstance(m, PreTrainedModel)), None)
+        if at is None:
+            raise AttachError(f"{name} is no transformers model: KV policies need one with a KV cache.")
+        raise AttachError(
+            f"{name} is a wrapper around a {at[1]}, which is what a policy attaches to: give its .{at[0]}, and go on "
+            "using the wrapper (adapters stay active; compile after attaching)."
+        )
+    if model.config.is_encoder_decoder:
+        raise AttachError(f"{name} is an encoder-decoder: KV policies are for decoders that read their own prompt.")
+    if not model._supports_attention_backend:
+        raise AttachError(f"{name} does not attend through transformers' attention interface: nothing to cache.")
+    if any(m._compiled_call_impl is not None for m in model.modules()):
+        raise AttachError(f"{name} is compiled. Attach to it before model.compile(), or load it again.")
+
+
+def _check_kinds(name: str, config: Any, attentions: dict[int, nn.Module], kinds: list[str]) -> None:
+    odd = set(kinds) - {"full_attention", "sliding_attention"}
+    reason = ""
+    if odd:
+        reason = f"layers of the kind {', '.join(sorted(odd))}"
+    elif sorted(attentions) != list(range(len(kinds))):
+        reason = f"{len(attentions)} attention layers for {len(kinds)} in its configuration (shared or nested layers)"
+    elif any("sinks" in dict(module.named_parameters()) for module in attentions.values()):
+        reason = "learned sinks"
+    elif getattr(config, "use_bidirectional_attention", 0) in (True, "all") or not getattr(config, "is_causal", True):
+        reason = "tokens that see later ones (its configuration says that it is not causal)"
+    if reason:
+        raise AttachError(
+            f"{name} has {reason}, which is not supported. Supported: causal attention, full or sliding, with keys and "
+            "values of its own in every layer."
         )
     if "full_attention" not in kinds:
         raise AttachError(f"All layers of {name} slide over a window of fixed length: there is nothing to compress.")
-    decoder = next(m for m in model.modules() if attentions[0] in [getattr(b, "self_attn", None) for b in _blocks(m)])
-    cached = [number for number, kind in enumerate(kinds) if kind == "full_attention"]
-    specs = []
-    for number, kind in enumerate(kinds):
-        attention: Any = attentions[number]
-        heads, width = config.num_attention_heads, attention.head_dim
-        site = None
-        if kind == "full_attention":
-            site = Site(cached.index(number), len(cached), width**-0.5, _rope_of(decoder, attention, kind))
-        sliding = partial(DynamicSlidingWindowLayer, **options[number])
-        specs.append(LayerSpec(site, sliding, heads, heads // attention.num_key_value_groups, width))
-    return Layout(decoder, config, tuple(specs), model.dtype)
+
+
+def _width(name: str, config: Any, attention: Any) -> int:
+    """Channels of a head.
+
+    Raises:
+        AttachError: keys and values differ, or nothing says how many there are.
+    """
+    width = getattr(attention, "head_dim", None) or getattr(attention, "head_size", None)
+    latent = getattr(config, "kv_lora_rank", None)
+    if latent or not isinstance(width, int):
+        reason = "latent attention (MLA), whose keys and values differ in size" if latent else "heads of unknown size"
+        raise AttachError(f"{name} has {reason}: it cannot be attached to.")
+    return width
+
+
+def _attentions(model: nn.Module) -> dict[int, nn.Module]:
+    """The decoder's attention modules by number: what is called an attention, and was told its layer."""
+    numbered = [module for module in model.modules() if isinstance(getattr(module, "layer_idx", None), int)]
+    grouped = [module for module in numbered if getattr(module, "num_key_value_groups", None) is not None]
+    named = [module for module in numbered if type(module).__name__.endswith("Attention")]
+    return {int(module.layer_idx): module for module in grouped or named}  # type: ignore[arg-type]
+
+
+def _holds(module: nn.Module, attention: nn.Module) -> bool:
+    """Whether an attention module belongs to one of a module's ``layers``, directly."""
+    return any(attention is child for block in _blocks(module) for child in block.children())
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from typing import Any
 import torch
 
 from tenuto.budget import MemoryBudget
-from tenuto.calibration import fingerprint
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.cache import KVCache
+from tenuto.kv.call import stepping
+from tenuto.kv.masks import padding_of
 from tenuto.kv.models import Layout
 from tenuto.kv.offload.pool import Pool
 from tenuto.kv.offload.settings import Prefetch
@@ -27,10 +27,7 @@ from tenuto.kv.step import Phase
 from tenuto.kv.stores import Joiner, Prefixes
 from tenuto.tiers.tier import Tier
 
-__all__ = ["AttachedRun", "current"]
-
-current: ContextVar[Any] = ContextVar("tenuto_kv_cache", default=None)
-"""The cache of the step that is under way: a KVCache, a ShardedCache, or None."""
+__all__ = ["AttachedRun"]
 
 
 class AttachedRun:
@@ -102,7 +99,7 @@ class AttachedRun:
         chosen = cache or self.last
         if chosen is None:
             raise InputError("There is no cache yet: run the model on a prompt before saving.")
-        save(chosen, path, fingerprint(self.layout.decoder))
+        save(chosen, path, self.layout.identity.mark())
 
     def load(self, path: Path | str) -> KVCache:
         """A cache from a file, to be given as ``past_key_values``.
@@ -110,7 +107,7 @@ class AttachedRun:
         Raises:
             InputError: no such file, a damaged one, or the cache of another model or policy.
         """
-        return load(self.cache(), path, fingerprint(self.layout.decoder), self.model.device)
+        return load(self.cache(), path, self.layout.identity.mark(), self.model.device)
 
     def stored(self, ids: torch.Tensor) -> int:
         """How many tokens of a prompt ``[1, tokens]`` the store has, from the first on.
@@ -204,26 +201,35 @@ class AttachedRun:
         cache = self._cache_for(named)
         if cache is None:
             return original(**named)
-        ids, embeds = named.get("input_ids"), named.get("inputs_embeds")
-        mask, positions = named.get("attention_mask"), named.get("position_ids")
-        given: Any = ids if ids is not None else embeds
-        if isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
-            raise AttachError("An attention mask of four dimensions was given. Give a mask [batch, tokens], or none.")
+        if _asks(named, self.layout.config, "output_attentions"):
+            raise AttachError(
+                "Attention weights were asked for (output_attentions), which a cache of ours does not give. Call the "
+                "model with use_cache=False, or leave the `with` block."
+            )
+        ids, positions = named.get("input_ids"), named.get("position_ids")
+        given: Any = ids if ids is not None else named.get("inputs_embeds")
         if positions is not None and positions.dim() != 2:
             raise AttachError("Positions of several kinds per token (as multimodal models have) are not supported.")
+        mask, masks = padding_of(named.get("attention_mask"), given.shape[1])
         self.last = cache
         for section in sections(self):
             if cache not in section.caches:
                 section.caches.append(cache)
-        cache.begin(given.shape[0], given.shape[1], mask, positions, given.device, phase_in(self))
-        if cache.keeps_tokens:
-            cache.note(ids)
-        token = current.set(cache)
-        try:
+        if self.prefixes is not None and cache.keeper is not None and phase_in(self) is not Phase.REPLAY:
+            self.prefixes.look(cache, given.shape[1], mask, positions)
+        with torch.inference_mode(False):
+            cache.begin(given.shape[0], given.shape[1], mask, positions, given.device, phase_in(self))
+            if cache.keeps_tokens:
+                cache.note(ids)
+        with stepping(cache, masks) as call:
             result = original(**named)
-        finally:
-            current.reset(token)
-        cache.finish()
+        if missing := len(cache.engine) - sum(call.attended.values()):
+            raise AttachError(
+                f"{missing} of {len(cache.engine)} layers did not attend in this call, so that the cache lacks their "
+                "tokens. Layers cannot be skipped while a policy is attached."
+            )
+        with torch.inference_mode(False):
+            cache.finish()
         return result
 
     def _cache_for(self, named: dict[str, Any]) -> KVCache | None:
@@ -257,3 +263,9 @@ class AttachedRun:
                     past_key_values=cache,
                     use_cache=True,
                 )
+
+
+def _asks(named: dict[str, Any], config: Any, what: str) -> bool:
+    """Whether a call, or the configuration for it, asks for something beside the logits."""
+    given = named.get(what)
+    return bool(vars(config).get(f"_{what}", vars(config).get(what)) if given is None else given)

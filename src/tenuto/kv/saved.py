@@ -17,19 +17,25 @@ from tenuto.kv.cache import KVCache
 from tenuto.kv.compress import Probes
 from tenuto.kv.entries import Encoded, Held, Store
 from tenuto.kv.layer import KVLayer
+from tenuto.kv.plausible import check_cache, check_codes, check_facts, digest
+from tenuto.kv.step import Phase
 from tenuto.kv.view import Entries
 
 __all__ = ["load", "save"]
 
-FORMAT = "tenuto-kv-2"
+FORMAT = "tenuto-kv-4"
+FOREIGN = (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError)
+"""What content that does not fit together runs into on its way into a cache."""
 
 
 def save(cache: KVCache, path: Path | str, mark: str) -> None:
     """Write the cache; ``mark`` is the fingerprint of its model.
 
     Raises:
-        InputError: the cache is empty, or the file cannot be written.
+        InputError: the cache is empty or incomplete, or the file cannot be written.
     """
+    if cache.phase is not Phase.READY:
+        raise InputError("An error interrupted the model in mid-step: this cache is incomplete, and is not saved.")
     if not (shared := cache.sequences).columns:
         raise InputError("The cache is empty: run the model on a prompt before saving.")
     facts: dict[str, Any] = {
@@ -47,7 +53,8 @@ def save(cache: KVCache, path: Path | str, mark: str) -> None:
         handle, draft = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
         os.close(handle)
         try:
-            save_file(tensors, draft, metadata={"format": FORMAT, "facts": json.dumps(facts)})
+            text = json.dumps(facts)
+            save_file(tensors, draft, metadata={"format": FORMAT, "facts": text, "digest": digest(text, tensors)})
             os.replace(draft, target)
         finally:
             Path(draft).unlink(missing_ok=True)
@@ -79,14 +86,22 @@ def load(cache: KVCache, path: Path | str, mark: str, device: torch.device) -> K
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         if header.get("format") != FORMAT:
             raise InputError(f"{path} is no saved cache. Give a file that was written by run.save().")
+        if header.get("digest") != digest(header["facts"], tensors):
+            raise InputError(f"{path} is damaged, or was changed after it was saved. Save it again.")
         facts = json.loads(header["facts"])
+        if not isinstance(facts, dict):
+            raise InputError(f"{path} does not say what it holds. Save it again.")
         if facts["model"] != mark:
             raise InputError(f"{path} was saved with another model ({facts['model']}, this one is {mark}).")
         if facts["policy"] != repr(cache.policy):
             raise InputError(f"{path} was saved under another policy: {facts['policy']}. Attach that one.")
+        check_facts(facts, cache)
+        check_codes(cache, tensors)
         _fill(cache, facts, tensors)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a saved cache ({error}). Save it again.") from error
+        check_cache(cache)
+    except (OSError, SafetensorError, RecursionError, *FOREIGN) as error:
+        said = str(error).split("\n")[0][:200] or type(error).__name__
+        raise InputError(f"{path} cannot be read as a saved cache ({said}). Save it again.") from error
     return cache
 
 
@@ -94,6 +109,7 @@ def _fill(cache: KVCache, facts: dict[str, Any], tensors: dict[str, torch.Tensor
     shared = cache.sequences
     shared.columns, shared.seen, cache.since = facts["columns"], facts["seen"], facts["since"]
     shared.positions, shared.tokens = tensors["positions"], tensors["tokens"]
+    shared.padding = tensors.get("padding")
     for number, layer in enumerate(cache.engine):
         mine = {k.removeprefix(f"{number}."): v for k, v in tensors.items() if k.startswith(f"{number}.")}
         _fill_layer(layer, mine, facts["lengths"][number], len(shared.seen))

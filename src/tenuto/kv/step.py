@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from enum import Enum
+from typing import Any
 
 import torch
+
+from tenuto.errors import AttachError
 
 __all__ = ["Phase", "Sequences", "Step"]
 
@@ -39,13 +43,88 @@ class Sequences:
     Attributes:
         columns: tokens per row so far, padding counted; seen: padding left out, per row.
         positions: RoPE position of every token so far, ``[batch, columns]`` int32.
+        padding: which of them are padding, ``[batch, columns]`` bool; None: none is.
         tokens: their ids, -1 for padding, for scorers that run the prompt again; else nothing ``[batch, 0]``.
+        origin: the name of the model that computed all of it, as it was then; empty before the first call, None where
+            nothing of it may be kept in a store. loaded: columns that came out of one.
     """
 
     columns: int
     seen: list[int]
     positions: torch.Tensor
     tokens: torch.Tensor
+    padding: torch.Tensor | None = None
+    origin: str | None = ""
+    loaded: int = 0
+
+    @property
+    def real(self) -> torch.Tensor:
+        """Which tokens so far are none of padding, ``[batch, columns]`` bool."""
+        return torch.ones_like(self.positions, dtype=torch.bool) if self.padding is None else ~self.padding
+
+    def start(self, batch: int, device: Any) -> None:
+        """Begin so many rows of nothing."""
+        nothing = torch.zeros(batch, 0, dtype=torch.int32, device=device)
+        self.seen, self.positions, self.tokens, self.padding = [0] * batch, nothing, nothing, None
+
+    def valid(self, mask: torch.Tensor | None, new: int) -> torch.Tensor | None:
+        """Which of ``new`` tokens are none of padding, ``[batch, new]`` bool, from a mask over all tokens; None: all.
+
+        Raises:
+            AttachError: the mask has another shape, or says other things of earlier tokens than it was said of them.
+        """
+        if mask is None:
+            return None
+        wanted = (len(self.seen), self.columns + new)
+        if tuple(mask.shape) != wanted:
+            raise AttachError(
+                f"An attention mask of shape {list(mask.shape)} was given. Give one of all tokens so far and the new "
+                f"ones, {list(wanted)}, or none."
+            )
+        given = mask.bool()
+        if self.padding is None and bool(given.all()):
+            return None
+        if not torch.equal(given[:, : self.columns], self.real):
+            raise AttachError(
+                "The attention mask hides tokens that the cache holds, or shows padding that it does not: what "
+                "was read stays as it was. Give the mask of the earlier calls, and that of the new tokens behind it."
+            )
+        last = given[:, self.columns :]
+        return None if bool(last.all()) else last
+
+    def add(self, positions: torch.Tensor, counts: Sequence[int], valid: torch.Tensor | None) -> None:
+        """Tokens at ``positions [batch or 1, new]``, so many of each row none of padding, come behind the others."""
+        new = positions.shape[1]
+        if valid is not None or self.padding is not None:
+            padding = torch.zeros(len(self.seen), new, dtype=torch.bool, device=positions.device)
+            self.padding = torch.cat([~self.real, padding if valid is None else ~valid], 1)
+        self.positions = torch.cat([self.positions, positions.expand(len(self.seen), -1)], 1)
+        self.columns += new
+        self.seen = [seen + count for seen, count in zip(self.seen, counts, strict=True)]
+
+    def take_back(self, count: int) -> None:
+        """Forget the last tokens."""
+        gone = self.real[:, self.columns - count :].sum(-1).tolist()
+        self.columns -= count
+        self.seen = [seen - lost for seen, lost in zip(self.seen, gone, strict=True)]
+        self.positions, self.tokens = self.positions[:, : self.columns].clone(), self.tokens[:, : self.columns].clone()
+        self.padding = None if self.padding is None else self.padding[:, : self.columns].clone()
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Only these rows, in this order."""
+        at = list(rows)
+        self.seen, self.positions, self.tokens = [self.seen[row] for row in at], self.positions[at], self.tokens[at]
+        self.padding = None if self.padding is None else self.padding[at]
+
+    def put_back(self, other: Sequences) -> None:
+        """Be as ``other`` is."""
+        for item in fields(self):
+            setattr(self, item.name, getattr(other, item.name))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is held, by name."""
+        padding = {} if self.padding is None else {"padding": self.padding}
+        return {"positions": self.positions, "tokens": self.tokens, **padding}
 
 
 @dataclass(slots=True, eq=False)

@@ -25,8 +25,13 @@ class Prefixes(Protocol):
 
     restored: int
 
-    def restore(self, cache: KVCache, ids: torch.Tensor, mask: torch.Tensor | None) -> int:
+    def restore(
+        self, cache: KVCache, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None = None
+    ) -> int:
         """Fill an empty cache with the longest stored prefix of ``ids [batch, columns]``; how many columns that is."""
+
+    def look(self, cache: KVCache, new: int, mask: torch.Tensor | None, positions: torch.Tensor | None) -> None:
+        """A forward call of ``new`` tokens per row is about to be made: whether its entries may be kept later."""
 
     def keep(self, cache: KVCache) -> None:
         """Take what is not stored yet of a cache that is about to be compressed."""

@@ -22,7 +22,8 @@ def joint(policy: KVPolicy) -> bool:
 def compress_all(policy: KVPolicy, layers: Sequence[KVLayer], totals: Sequence[int | None]) -> None:
     """Compress rows to ``totals`` entries each, all heads of all layers together; None leaves a row as it is."""
     each = [0 if total is None else total // len(layers) for total in totals]
-    rows = [row for row, total in enumerate(totals) if total is not None]
+    counts = layers[0].counts()
+    rows = [row for row, total in enumerate(totals) if total is not None and max(counts[row])]  # one may be all padding
     if policy.index is not None:
         for layer in layers:
             layer.page_out(each)

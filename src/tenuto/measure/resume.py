@@ -120,7 +120,7 @@ class Unfinished:
         if (job := asked.get()) is not None:
             mine = os.open(folder / JOB, os.O_WRONLY | os.O_CREAT, 0o600)  # addresses may have passwords in them
             with os.fdopen(mine, "w") as file:
-                file.write(json.dumps(job))
+                file.write(json.dumps({**job, "threads": torch.get_num_threads()}))
 
     def _path(self, key: Any) -> Path | None:
         number = list(self.done).index(json.dumps(key))
@@ -137,7 +137,9 @@ def _damaged(path: Path, error: Exception) -> InputError:
 
 
 def read_job(out: Path) -> dict[str, Any]:
-    """How the command line was asked for the unfinished benchmark in ``out``: ``bench``, ``words``, ``command``.
+    """How the command line was asked for the unfinished benchmark in ``out``.
+
+    Gives ``bench``, ``words`` and ``command``, and how many ``threads`` there were.
 
     Raises:
         InputError: there is none, or what it was asked is damaged.
@@ -145,8 +147,9 @@ def read_job(out: Path) -> dict[str, Any]:
     path = out / FOLDER / JOB
     try:
         job: dict[str, Any] = json.loads(path.read_text())
-        if not all(isinstance(job[key], kind) for key, kind in (("bench", str), ("words", list), ("command", str))):
-            raise ValueError("it says no bench, words or command")
+        kinds = {"bench": str, "words": list, "command": str, "threads": int}
+        if not all(isinstance(job[key], kind) for key, kind in kinds.items()):
+            raise ValueError(f"it does not say {', '.join(kinds)}")
     except OSError as error:
         raise InputError(
             f"{out} holds no benchmark that was stopped. Give the --out folder of one, or begin one without --resume."

@@ -24,6 +24,7 @@ from torch import nn
 from tenuto.errors import AttachError, InputError
 from tenuto.kv.attach import AttachedRun
 from tenuto.kv.cache import KVCache
+from tenuto.kv.call import current
 from tenuto.prompt.encoder import Encoder, encode
 from tenuto.prompt.policy import Look, PromptMethod
 from tenuto.prompt.protect import marks
@@ -108,7 +109,7 @@ def read(
         raise InputError(
             f"A prompt of shape {list(ids.shape)} was given. Give one prompt [1, tokens] that is not empty."
         )
-    if any(spec.site is None for spec in run.layout.layers):
+    if any(spec.site is None or spec.calls > 1 for spec in run.layout.layers):
         raise AttachError(
             "Spans can be merged in a model whose layers all attend in full; this one has sliding layers."
         )
@@ -127,17 +128,29 @@ def read(
             hook = merging.first if number == 0 else merging.later
             stack.enter_context(_until(block.register_forward_pre_hook(hook, with_kwargs=True)))
         merging.cache = cache
-        seen = cache.get_seq_length()
+        mask, positions = _behind(cache, ids)
         found = run.model(
             ids,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            attention_mask=torch.ones(1, seen + ids.shape[1], dtype=torch.int64, device=ids.device),
+            attention_mask=mask,
+            position_ids=positions,
         )
     if merging.spans is None:
         raise AttachError(f"{type(run.model).__name__} did not run its layer {merging.at}.")
     return Prompt(ids[0].cpu(), merging.spans, cache, found.logits[0, -1].float())
+
+
+def _behind(cache: KVCache, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mask and positions of a prompt behind what is held: padding stays padding, positions go on from the last."""
+    held, new = cache.get_seq_length(), ids.shape[1]
+    mask = torch.ones(1, held + new, dtype=torch.int64, device=ids.device)
+    positions = torch.arange(new, device=ids.device)[None]
+    if held:
+        mask[:, : held - cache.sequences.seen[0]] = 0
+        positions = positions + cache.sequences.positions[:, -1:].to(ids.device, torch.int64) + 1
+    return mask, positions
 
 
 @contextmanager
@@ -169,9 +182,14 @@ class _Merging:
         self.at = method.first(len(run.layout.layers))
         self.left = len(run.layout.layers) - self.at
 
+    @property
+    def _mine(self) -> bool:
+        """Whether the call that is under way is the one that reads the prompt: other threads have theirs."""
+        return self.cache is not None and current.get() is self.cache
+
     def first(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Choose the spans from the states that come in, and go on with their means."""
-        if self.spans is not None:
+        if self.spans is not None or not self._mine:
             return None
         states: torch.Tensor = args[0] if args else kwargs["hidden_states"]
         self.spans = self.method.choose(self._look(states))
@@ -183,7 +201,7 @@ class _Merging:
 
     def later(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Give a later layer the positions of the spans."""
-        if self.left < 1 or self.spans is None:
+        if self.left < 1 or self.spans is None or not self._mine:
             return None
         return self._thinned(args[0] if args else kwargs["hidden_states"], args, kwargs)
 

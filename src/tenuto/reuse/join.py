@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from tenuto.calibration import fingerprint
 from tenuto.errors import AttachError, InputError
+from tenuto.identity import autocast
 from tenuto.kv.cache import KVCache
 from tenuto.kv.models import Layout
 from tenuto.reuse.chunks import ChunkStore
@@ -83,9 +83,13 @@ def _chunk_caches(layout: Layout, parts: Sequence[torch.Tensor], store: ChunkSto
     """The cache of each chunk by itself, from the store where it has them."""
     model, dtype = "", next(layout.decoder.parameters()).dtype
     known: list[Layers | None] = [None] * len(parts)
+    if store is not None and autocast(parts[0].device):
+        raise AttachError(
+            "Chunks computed under autocast are other numbers than the model's: leave it, or give no store=."
+        )
     if store is not None:
-        model = fingerprint(layout.decoder)
-        known = store.get([part.tolist() for part in parts], model=model, dtype=dtype)
+        model, sizes = layout.identity.mark(), [(spec.kv_heads, spec.head_dim) for spec in layout.layers]
+        known = store.get([part.tolist() for part in parts], model=model, dtype=dtype, sizes=sizes)
     caches = []
     for part, layers in zip(parts, known, strict=True):
         if layers is None:

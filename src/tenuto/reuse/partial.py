@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from tenuto.errors import AttachError
+from tenuto.kv import interface
 from tenuto.restoring import attend_by
 from tenuto.reuse.policy import Layers, Seen
 
@@ -49,6 +50,8 @@ class _Run:
 
     def narrow(self, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Hook in front of a layer: of what the decoder gives it, only what goes on."""
+        if _current.get(None) is not self:
+            return None  # the call of another thread
         hidden = args[0] if args else options["hidden_states"]
         if (chosen := self.following) is not None:
             if not len(chosen):
@@ -90,16 +93,20 @@ def _attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """What transformers calls while a run is on."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What transformers calls while a run is on; calls of other threads go on as they would."""
+    here = _current.get(None)
+    if here is None:
+        return interface.attention(module, query, key, value, attention_mask, scaling, dropout, **options)
     if dropout or options.get("softcap") is not None:
         raise AttachError("Chunks cannot be joined in training mode with dropout, or for a model that caps its logits.")
     number: Any = module.layer_idx
-    return _current.get().attend(number, query, key, value, scaling or query.shape[-1] ** -0.5), None
+    return here.attend(number, query, key, value, scaling or query.shape[-1] ** -0.5), None
 
 
-def _mask(*args: Any, **options: Any) -> None:
+def _mask(*args: Any, **options: Any) -> torch.Tensor | None:
     """The run masks by itself."""
+    return interface.mask(*args, **options) if _current.get(None) is None else None
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -24,6 +25,7 @@ import torch
 from tenuto.errors import InputError, StoreError
 from tenuto.tiers import page as pages
 from tenuto.tiers.address import Level, open_levels
+from tenuto.tiers.forked import renewed_in_child
 from tenuto.tiers.key import KeySpace
 
 if TYPE_CHECKING:
@@ -69,11 +71,26 @@ class PrefixStore:
             raise InputError(f"A page of {page} tokens was asked for. Give at least 1.")
         self.levels = open_levels(address) if isinstance(address, str) else list(address)
         self.page, self.tenant = page, tenant
+        self._warned = False
+        self.closed = False
+        self.after_fork()
+        renewed_in_child(self)
+
+    def after_fork(self) -> None:
+        """New threads and locks: a forked child has none of its parent's, and what the parent writes is its own."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="tenuto-store-write")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="tenuto-store-read")
         self._writing: list[Future[None]] = []
         self._mutex = threading.Lock()
-        self._warned = False
+
+    def check(self) -> None:
+        """Refuse a store that was closed.
+
+        Raises:
+            StoreError: it was.
+        """
+        if self.closed:
+            raise StoreError("The store was closed and is asked for pages. Open it for as long as a model uses it.")
 
     def of(self, model: Any, layout: Layout, policy: KVPolicy) -> Prefixes:
         """The store as one attached model sees it.
@@ -85,15 +102,23 @@ class PrefixStore:
 
         return Prefixes(self, model, layout, policy)
 
-    def shelf(self, model: str, dtype: torch.dtype, adapter: str = "") -> Shelf:
-        """The pages of one model: its fingerprint, the dtype of its cache, what is added to its weights."""
-        names = [str(level.codec) for level in self.levels]
+    def shelf(
+        self, model: str, dtype: torch.dtype, adapter: str = "", sizes: tuple[int, int, int] | None = None
+    ) -> Shelf:
+        """The pages of one model.
+
+        Args:
+            model: its name (:class:`tenuto.identity.Identity`); dtype: of its cache.
+            adapter: what is added to its weights, where the name does not say it.
+            sizes: layers, KV heads and width of a head, which every page must have; None: any, but all the same.
+        """
+        names = [level.codec.label for level in self.levels]
         kind = str(dtype).removeprefix("torch.")
         spaces = [
             KeySpace(model=model, tokenizer="", adapter=adapter, dtype=kind, codec=name, tenant=self.tenant)
             for name in names
         ]
-        return Shelf(self, tuple(spaces), dtype)
+        return Shelf(self, tuple(spaces), dtype, sizes)
 
     def behind(self, shelf: Shelf, tokens: Sequence[int], stretch: Stretch) -> None:
         """Write a stretch in the background; only one is held in memory at a time."""
@@ -110,6 +135,7 @@ class PrefixStore:
 
     def close(self) -> None:
         """Finish writing and let go of the tiers. What is on disk or on a server stays there."""
+        self.closed = True
         self.flush()
         self._writer.shutdown()
         self._reader.shutdown()
@@ -144,11 +170,12 @@ class PrefixStore:
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """One model's pages in a store: ``spaces``, a key space per level."""
+    """One model's pages in a store: ``spaces``, a key space per level; ``sizes`` as of :meth:`PrefixStore.shelf`."""
 
     store: PrefixStore
     spaces: tuple[KeySpace, ...]
     dtype: torch.dtype
+    sizes: tuple[int, int, int] | None = None
 
     def keys(self, level: int, tokens: Sequence[int]) -> list[str]:
         """The keys of a prompt's whole pages at one level."""
@@ -177,7 +204,7 @@ class Shelf:
             keys = self.keys(level, tokens)
             places = [n for n in range(len(homes) - 1, -1, -1) if homes[n] == level]  # so that its first is used last
             for place, data in zip(places, self.store.fetch(level, [keys[n] for n in places]), strict=True):
-                found = self._decode(level, place, data)
+                found = self._decode(level, place, keys[place], data)
                 if found and not whole:
                     whole = [part.new_empty(*part.shape[:2], len(homes) * size, part.shape[3]) for part in found]
                 run = slice(place * size, (place + 1) * size)
@@ -191,19 +218,25 @@ class Shelf:
         keys_, values = (part[:, :, : good * size] for part in whole)
         return Stretch(keys_, values, max(homes[:good]))
 
-    def _decode(self, level: int, place: int, data: bytes | None) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Keys and values of a page; None if it is missing, damaged or another's."""
+    def _decode(self, level: int, place: int, key: str, data: bytes | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Keys and values of a page; None if it is missing, or damaged or another's and forgotten."""
         if data is None:
             return None
         try:
             found = pages.decode(data)
             if found.facts != (expected := self._facts(level, place)):
                 raise StoreError(f"A page says it is {found.facts}, under the key of {expected}.")
-            keys, values = self.store.levels[level].codec.decode(found.tensors, self.dtype)
+            shape = None
+            if self.sizes is not None:
+                layers, heads, width = self.sizes
+                shape = (layers, heads, self.store.page, width)
+            keys, values = self.store.levels[level].codec.decode(found.tensors, self.dtype, shape)
             if keys.shape[2] != self.store.page:
                 raise StoreError(f"A page of {self.store.page} tokens holds keys {tuple(keys.shape)}.")
         except StoreError as error:
             self.store.fault(f"{error} It and what comes after it are computed again.")
+            with suppress(StoreError):  # so that what is computed now is stored again
+                self.store.levels[level].tier.discard(key)
             return None
         return keys, values
 

@@ -87,7 +87,9 @@ def selector_fact(selector: Selector | None) -> str:
     """A selector with its numbers, and the contents of a profile that it goes by."""
     profile = getattr(selector, "profile", None)
     tensors = () if profile is None else sorted(profile.tensors.items())
-    return f"{selector}" + (f" with profile {mark(*(x for pair in tensors for x in pair)):x}" if tensors else "")
+    return f"{selector!r}" + (
+        f" with profile {mark(*(x for pair in tensors for x in pair)) % 2**64:016x}" if tensors else ""
+    )
 
 
 def given(named: dict[str, Any], history: int, device: str, training: bool, rows_alike: bool) -> dict[str, int]:

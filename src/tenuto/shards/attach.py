@@ -22,10 +22,11 @@ from tenuto.attention.attach import attention_of
 from tenuto.calibration import Profile, fingerprint
 from tenuto.discover import methods, parse
 from tenuto.errors import AttachError, InputError
-from tenuto.kv.attach import NAME, give_caches, take_over
+from tenuto.kv.attach import give_caches, take_over
+from tenuto.kv.call import stepping
+from tenuto.kv.interface import NAME
 from tenuto.kv.models import find_layout
 from tenuto.kv.offload.pool import Pool
-from tenuto.kv.run import current
 from tenuto.shards.agreement import Weights, given, mark, model_facts, selector_fact
 from tenuto.shards.cache import ShardedCache
 from tenuto.shards.calibrate import NAME as AFFINITY
@@ -90,11 +91,11 @@ class ShardedRun:
             facts = self._facts(cache, named, tokens.device)
             self.routes.clear()
             cache.begin(tokens.shape[0], tokens.shape[1], named.get("attention_mask"), tokens.device, facts)
-            self.last, token = cache, current.set(cache)
+            self.last = cache
             try:
-                result = original(**named)
+                with stepping(cache, []):
+                    result = original(**named)
             finally:
-                current.reset(token)
                 self.routes.clear()
             cache.finish()
         return result
@@ -228,9 +229,9 @@ def _attached(run: ShardedRun, layout: str) -> dict[str, str]:
     plan = run.plan
     return {
         **model_facts(run.model, run.layout.decoder, run.weights),
-        "placement": str(plan.placement),
+        "placement": repr(plan.placement),
         "selector": selector_fact(plan.selector),
-        "schedule": str(plan.schedule),
+        "schedule": repr(plan.schedule),
         "codec": f"{plan.codec} but of the last {plan.recent} tokens",
         "shards": str(plan.shards),
         "layout": layout,

@@ -82,6 +82,9 @@ class ShardedCache(Cache):  # type: ignore[misc]
         for layer in self.engine:
             layer.step = step
 
+    def valid(self) -> None:
+        """Which tokens so far are none of padding is not known: no mask of four dimensions is taken."""
+
     def _valid(self, batch: int, new: int, mask: torch.Tensor | None, device: torch.device) -> torch.Tensor:
         """Which of the new tokens are real."""
         columns, first = self.engine[0].columns, self.plan.exchange.others * batch

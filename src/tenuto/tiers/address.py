@@ -2,7 +2,8 @@
 
     host:?max=1GiB                          memory of this process
     device:cuda?max=1GiB                    memory of an accelerator (device:pinned: the host's, page-locked)
-    disk:~/.cache/tenuto/kv?max=10GiB       a folder, shared by the processes of this machine
+    disk:~/.cache/tenuto/kv?max=10GiB       a folder, shared by the processes of this machine, and of nobody else's use
+                                            unless it says ?foreign=true
     redis://user:password@host:6379/0       a Valkey or Redis server (valkey:// is the same; rediss:// and valkeys://
                                             with TLS; unix://PATH); ?timeout=SECONDS and redis-py's options
     s3://bucket/folder                      an object store that fsspec knows
@@ -18,7 +19,8 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
 from tenuto.budget import read_bytes
-from tenuto.errors import InputError, closest
+from tenuto.errors import InputError, closest, redact
+from tenuto.options import read_option
 from tenuto.tiers.chain import Chain
 from tenuto.tiers.codec import PageCodec
 from tenuto.tiers.disk import DiskTier
@@ -30,6 +32,7 @@ from tenuto.tiers.tier import Tier
 __all__ = ["Level", "open_levels", "open_tier"]
 
 EXAMPLE = "Give for example disk:~/.cache/tenuto/kv?max=10GiB, host:?max=1GiB or redis://HOST:6379/0."
+LOCAL = ("host:", "device:", "disk:")
 SERVERS = {"redis": "redis", "valkey": "redis", "rediss": "rediss", "valkeys": "rediss", "unix": "unix"}
 
 
@@ -47,7 +50,8 @@ def open_levels(addresses: str) -> list[Level]:
     Raises:
         InputError: no such kind of tier, an option it does not have, or a tier that cannot be opened.
     """
-    opened = [_open(text.strip()) for text in addresses.split(",")]
+    secret = "@" in addresses  # then a part without a scheme may be part of a password
+    opened = [_open(text.strip(), secret) for text in addresses.split(",")]
     levels: list[Level] = []
     for level in opened:
         if levels and levels[-1].codec == level.codec:
@@ -67,36 +71,39 @@ def open_tier(address: str) -> Tier:
     """
     levels = open_levels(address)
     if len(levels) > 1 or not levels[0].codec.exact or levels[0].codec.zstd:
-        raise InputError(f"{address!r} names a codec, which only a store of pages has. Leave it out.")
+        raise InputError(f"{redact(address)!r} names a codec, which only a store of pages has. Leave it out.")
     return levels[0].tier
 
 
-def _open(address: str) -> Level:
+def _open(address: str, secret: bool) -> Level:
+    shown = "..." if secret and "://" not in address and not address.startswith(LOCAL) else redact(address)
     scheme, colon, rest = address.partition(":")
     place, _, query = rest.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     codec = PageCodec.parse(options.pop("codec", "raw"))
     if scheme in ("host", "device", "disk") and colon:
+        foreign = read_option("foreign", options.pop("foreign", "false"), bool) if scheme == "disk" else False
         most = read_bytes(options.pop("max", "10GiB" if scheme == "disk" else "1GiB"))
         if options:
-            raise InputError(
-                f"{address!r}: no option {next(iter(options))!r}.{closest(next(iter(options)), ['max', 'codec'])}"
-            )
-        return Level(_local(scheme, place, most), codec)
+            wrong = next(iter(options))
+            raise InputError(f"{shown!r}: no option {wrong!r}.{closest(wrong, ['max', 'codec', 'foreign'])}")
+        return Level(_local(scheme, place, most, foreign), codec)
     if scheme in SERVERS and rest.startswith("//"):
         return Level(_server(SERVERS[scheme], place, options), codec)
     if rest.startswith("//"):
         return Level(ObjectTier(f"{scheme}:{place}" + (f"?{urlencode(options)}" if options else "")), codec)
     raise InputError(
-        f"{address!r} is no address of a tier.{closest(scheme, ['host', 'device', 'disk', *SERVERS])} {EXAMPLE}"
+        f"{shown!r} is no address of a tier.{closest(scheme, ['host', 'device', 'disk', *SERVERS])} {EXAMPLE}"
     )
 
 
-def _local(scheme: str, place: str, most: int) -> Tier:
+def _local(scheme: str, place: str, most: int, foreign: bool) -> Tier:
     if (scheme == "host") == bool(place):
-        raise InputError(f"'{scheme}:{place}': {'memory has no path' if place else 'the place is missing'}. {EXAMPLE}")
+        raise InputError(
+            f"'{scheme}:{redact(place)}': {'memory has no path' if place else 'the place is missing'}. {EXAMPLE}"
+        )
     if scheme == "disk":
-        return DiskTier(Path(place).expanduser(), capacity=most)
+        return DiskTier(Path(place).expanduser(), capacity=most, foreign=foreign)
     return HostTier(most, device=place or None)
 
 
@@ -105,5 +112,5 @@ def _server(scheme: str, place: str, options: dict[str, str]) -> Tier:
     try:
         timeout = float(seconds)
     except ValueError as error:
-        raise InputError(f"timeout={seconds!r} is no number of seconds. Give for example timeout=5.") from error
+        raise InputError(f"timeout={redact(seconds)!r} is no number of seconds. Give for example timeout=5.") from error
     return RemoteTier(f"{scheme}:{place}" + (f"?{urlencode(options)}" if options else ""), timeout=timeout)

@@ -3,7 +3,8 @@
     raw     exactly as computed
     fp8     8-bit floats (e4m3), no scale
     int8    codes between the smallest and the largest of a group of 32: a key channel over 32 tokens, 32 channels of
-    int4    a value (the layout of KIVI, https://arxiv.org/abs/2402.02750), scales in float16
+    int4    a value (the layout of KIVI, https://arxiv.org/abs/2402.02750), scales in float16, or in float32 where the
+            smallest value or the step of a group would not come back to a quarter of a step
     delta8  codes in steps of one size per layer and head, for ``+zstd``: where a group's range is not used up there is
             something to squeeze out. Keys change slowly along a text, so theirs are differences from token to token
             (the idea of CacheGen, https://arxiv.org/abs/2310.07240); values do not.
@@ -25,15 +26,18 @@ from torch.nn.functional import pad
 
 from tenuto.errors import InputError, StoreError, closest
 
-__all__ = ["PageCodec", "zstandard_package"]
+__all__ = ["PageCodec", "finite", "zstandard_package"]
 
 Tensors = dict[str, torch.Tensor]
 BITS = {"int8": 8, "int4": 4}
 KINDS = ("raw", "fp8", "int8", "int4", "delta8")
 GROUP = 32
-LARGEST_HALF = 60_000.0
+VERSIONS = {"int8": "-2", "int4": "-2"}
+"""Codecs whose pages were written otherwise before, so that the old ones have another name."""
 MOST = 2**32
-"""Bytes that a compressed page may grow to."""
+"""Bytes that a compressed page of unknown shape may grow to."""
+KNOWN = (torch.uint8, torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in KNOWN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,22 @@ class PageCodec:
         return self.kind + ("+zstd" if self.zstd else "")
 
     @property
+    def label(self) -> str:
+        """What pages say they are written in: the name, with the version of the layout where there were several."""
+        return self.kind + VERSIONS.get(self.kind, "") + ("+zstd" if self.zstd else "")
+
+    @classmethod
+    def labelled(cls, label: str) -> PageCodec:
+        """The codec that reads pages of a label, also of an earlier version.
+
+        Raises:
+            InputError: no such codec, or Zstandard is not installed.
+        """
+        kind, plus, rest = label.partition("+")
+        old = next((name for name, version in VERSIONS.items() if kind == name + version), kind)
+        return cls.parse(old + plus + rest)
+
+    @property
     def exact(self) -> bool:
         """Whether what comes back is what was given, bit by bit."""
         return self.kind == "raw"
@@ -84,24 +104,47 @@ class PageCodec:
             named = _quantise(keys, values, BITS[self.kind])
         return _squeeze(named) if self.zstd else named
 
-    def decode(self, named: Tensors, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(
+        self, named: Tensors, dtype: torch.dtype, shape: tuple[int, ...] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of :meth:`encode`, in ``dtype``.
 
+        Args:
+            shape: what keys and values must have, ``[layers, kv_heads, tokens, head_dim]``; None: any.
+
         Raises:
-            StoreError: the tensors are not of this codec.
+            StoreError: the tensors are not of this codec, dtype and shape, or their numbers are not finite.
         """
         try:
-            named = _unsqueeze(named) if self.zstd else named
+            most = MOST if shape is None else 16 * math.prod(shape) + 2**16
+            named = _unsqueeze(named, most) if self.zstd else named
+            self._check(named, dtype)
             if self.kind in BITS:
-                return _restore(named, BITS[self.kind], dtype)
-            if self.kind == "delta8":
-                return _summed(named, dtype)
-            keys, values = named["keys"].to(dtype), named["values"].to(dtype)
+                keys, values = _restore(named, BITS[self.kind], dtype)
+            elif self.kind == "delta8":
+                keys, values = _summed(named, dtype)
+            else:
+                keys, values = named["keys"].to(dtype), named["values"].to(dtype)
             if keys.dim() != 4 or values.dim() != 4 or keys.shape[:3] != values.shape[:3]:
                 raise ValueError(f"keys {tuple(keys.shape)} and values {tuple(values.shape)}")
+            if shape is not None and (tuple(keys.shape) != shape or tuple(values.shape) != shape):
+                raise ValueError(f"keys {tuple(keys.shape)} and values {tuple(values.shape)} in place of {shape}")
+            if not (finite(keys) and finite(values)):
+                raise ValueError("numbers that are not finite")
             return keys, values
         except (KeyError, ValueError, RuntimeError, IndexError, TypeError, SafetensorError) as error:
             raise StoreError(f"A page's tensors are not those of the codec {self} ({error!r}).") from error
+
+    def _check(self, named: Tensors, dtype: torch.dtype) -> None:
+        stored = {"raw": dtype, "fp8": torch.float8_e4m3fn}.get(self.kind, torch.uint8)
+        scales = (torch.float16, torch.float32) if self.kind in BITS else (torch.float32,)
+        kinds: dict[str, tuple[torch.dtype, ...]] = {"keys": (stored,), "values": (stored,)}
+        if self.kind in BITS:
+            kinds |= {"key_scales": scales, "value_scales": scales}
+        elif self.kind == "delta8":
+            kinds |= {"keys_step": scales, "values_step": scales}
+        if bad := [name for name in kinds.keys() | named.keys() if named[name].dtype not in kinds[name]]:
+            raise ValueError(f"{bad[0]} of {named[bad[0]].dtype}")
 
     @staticmethod
     def join(pages: Sequence[Tensors]) -> Tensors:
@@ -124,9 +167,11 @@ def _quantise(keys: torch.Tensor, values: torch.Tensor, bits: int) -> Tensors:
 def _codes(x: torch.Tensor, axis: int, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes uint8, and ``[2, ...]`` the smallest value and the step of each group, as they will be read back."""
     low, high = x.float().aminmax(dim=axis, keepdim=True)
-    scales = torch.stack([low, (high - low) / (2**bits - 1)])
-    if bool(scales.abs().max() < LARGEST_HALF):
-        scales = scales.half()
+    exact = torch.stack([low, (high - low) / (2**bits - 1)])
+    half = exact.half().float()
+    off = (half - exact).abs()
+    near = bool((off[0] + (2**bits - 1) * off[1] <= exact[1] / 4).all())
+    scales = exact.half() if near else exact
     start, step = scales.float()
     codes = ((x.float() - start) / torch.where(step > 0, step, 1.0)).round_().clamp_(0, 2**bits - 1)
     return codes.to(torch.uint8), scales.squeeze(axis if axis < 0 else axis + 1)
@@ -169,16 +214,19 @@ def _squeeze(named: Tensors) -> Tensors:
     return {"zstd": torch.frombuffer(bytearray(data), dtype=torch.uint8)}
 
 
-def _unsqueeze(named: Tensors) -> Tensors:
+def _unsqueeze(named: Tensors, most: int) -> Tensors:
     zstandard = zstandard_package()
+    packed = named["zstd"].numpy().tobytes()
     try:
-        data = zstandard.ZstdDecompressor().decompress(named["zstd"].numpy().tobytes(), max_output_size=MOST)
+        if not 0 <= (size := zstandard.frame_content_size(packed)) <= most:
+            raise ValueError(f"a frame of {size} bytes, where {most} may be")
+        data = zstandard.ZstdDecompressor().decompress(packed, max_output_size=most)
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from error
     found = {}
     for label, part in load(data).items():
         name, _, kind = label.partition(".")
-        dtype = getattr(torch, kind)
+        dtype = DTYPES[kind]
         found[name] = _numbers(part, dtype) if dtype.is_floating_point else part
     return found
 
@@ -191,6 +239,11 @@ def _planes(part: torch.Tensor) -> torch.Tensor:
 def _numbers(planes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The numbers of :func:`_planes`."""
     return planes.flatten(1).T.reshape(-1).view(dtype).view(planes.shape[1:])
+
+
+def finite(part: torch.Tensor) -> bool:
+    """Whether all numbers are finite: one pass to add them up, and another only if the sum is not."""
+    return bool(part.sum().isfinite()) or bool(part.isfinite().all())
 
 
 def zstandard_package() -> Any:

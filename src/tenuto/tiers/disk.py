@@ -21,6 +21,8 @@ from pathlib import Path
 
 from tenuto.errors import InputError, StoreError
 from tenuto.tiers import record, segment
+from tenuto.tiers.claimed import claim
+from tenuto.tiers.forked import renewed_in_child
 from tenuto.tiers.index import Index
 from tenuto.tiers.segment import Damage, Place
 from tenuto.tiers.tier import Tier
@@ -36,14 +38,15 @@ class DiskTier(Tier):
     ``flock`` (Linux, macOS).
 
     Args:
-        folder: made if it is not there, readable by its owner only; capacity: bytes.
+        folder: made if it is not there, for its owner only; capacity: bytes.
+        foreign: whether the folder may hold files of others, which are left alone and not counted.
         segment_bytes: a segment that has grown to this is not appended to; at most an eighth of the capacity.
         durable: wait at every put until the data is on the device. Without it, pages survive the end of the process
             however it ends, and pages lost or torn by a power cut are misses.
         lock_timeout: seconds to wait for another process that writes.
 
     Raises:
-        InputError: the capacity is not positive, or the folder cannot be made or read.
+        InputError: the capacity is not positive, the folder cannot be made or read, or holds files of others.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class DiskTier(Tier):
         folder: Path | str,
         *,
         capacity: int,
+        foreign: bool = True,
         segment_bytes: int = 64 * 2**20,
         durable: bool = False,
         lock_timeout: float = 10.0,
@@ -61,15 +65,21 @@ class DiskTier(Tier):
         self.durable, self.lock_timeout = durable, lock_timeout
         self._index = Index(self.folder)
         self._mine = ""  # the segment this object appends to
-        self._mutex = threading.RLock()
+        self.after_fork()
+        renewed_in_child(self)
         try:
-            self.folder.mkdir(0o700, parents=True, exist_ok=True)
+            claim(self.folder, foreign)
             self._index.refresh()
         except OSError as error:
             raise InputError(f"The folder {folder} cannot be used: {error.strerror}. Give another.") from error
         with suppress(StoreError), self._changing():
             for draft in self.folder.glob("*.part"):  # of a process that was killed: drafts exist under the lock only
-                draft.unlink()
+                if segment.ours(draft):
+                    draft.unlink()
+
+    def after_fork(self) -> None:
+        """A new lock, which no thread of the parent holds."""
+        self._mutex = threading.RLock()
 
     def put(self, key: str, data: bytes) -> None:
         packed = record.pack(key, data)
@@ -135,6 +145,20 @@ class DiskTier(Tier):
             self._shrink(limit)
             return before - self.bytes_used()
 
+    def sweep(self) -> int:
+        """Remove the bytes of discarded pages from the folder: every segment that has some is written anew; the bytes
+        freed.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        with self._changing():
+            before = self.bytes_used()
+            for name, extent in list(self._index.extents.items()):
+                if extent.live + len(segment.MAGIC) < extent.size:
+                    self._compact(name)
+            return before - self.bytes_used()
+
     def keys(self) -> list[str]:
         """The keys held, least recently used first."""
         with self._mutex, suppress(OSError):
@@ -143,7 +167,7 @@ class DiskTier(Tier):
 
     def verify(self) -> Iterator[Damage]:
         """Read every living record and yield the damaged ones, as :func:`segment.damage` does for one file."""
-        for path in sorted(self.folder.glob("*.seg")):
+        for path in [path for path in sorted(self.folder.glob("*.seg")) if segment.ours(path)]:
             with suppress(FileNotFoundError):  # compacted meanwhile
                 yield from segment.damage(path)
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 import torch
 
 from tenuto.errors import InputError, StoreError
+from tenuto.tiers.forked import renewed_in_child
 from tenuto.tiers.tier import Tier
 
 __all__ = ["HostTier"]
@@ -34,6 +35,11 @@ class HostTier(Tier):
             raise InputError(f"A tier in {device!r} was asked for, which is not here. Use host: instead.") from error
         self._pages: OrderedDict[str, bytes | torch.Tensor] = OrderedDict()
         self._used = 0
+        self.after_fork()
+        renewed_in_child(self)
+
+    def after_fork(self) -> None:
+        """A new lock, which no thread of the parent holds."""
         self._mutex = threading.Lock()
 
     def put(self, key: str, data: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import OrderedDict
+from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Index:
         Raises:
             OSError: the folder cannot be read.
         """
-        sizes = _sizes(self.folder)
+        sizes = _sizes(self.folder, self.extents)
         if gone := self.extents.keys() - sizes.keys():
             for key, places in list(self.places.items()):
                 for place in [place for place in places if place.segment in gone]:
@@ -97,11 +98,12 @@ class Index:
         return f"{max(numbers, default=0) + 1:010d}-{secrets.token_hex(4)}.seg"
 
 
-def _sizes(folder: Path) -> dict[str, int]:
+def _sizes(folder: Path, known: Container[str]) -> dict[str, int]:
+    """Bytes of the segments in a folder; files of others are not seen."""
     sizes = {}
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.endswith(".seg"):
+            if entry.name.endswith(".seg") and (entry.name in known or segment.ours(folder / entry.name)):
                 with suppress(FileNotFoundError):  # compacted meanwhile
-                    sizes[entry.name] = entry.stat().st_size
+                    sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
     return sizes

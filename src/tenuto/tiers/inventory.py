@@ -73,7 +73,7 @@ def check(data: bytes) -> PageFacts:
     if not isinstance(dtype, torch.dtype):
         raise StoreError(f"A page is of dtype {found.facts.dtype!r}, which this version of torch does not have.")
     try:
-        PageCodec.parse(found.facts.codec).decode(found.tensors, dtype)
+        PageCodec.labelled(found.facts.codec).decode(found.tensors, dtype)
     except InputError as error:
         raise StoreError(str(error)) from error
     return found.facts

@@ -3,6 +3,8 @@
 Two pages have the same key only if model, tokenizer, adapter, dtype, codec, tenant, every token of the prefix and the
 place where the page begins are the same. So one tenant cannot get another's page, nor one model another model's: they
 do not have its name.
+
+A key begins with a mark of the tenant, so that what one tenant stored can be listed and purged without reading it.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ from dataclasses import astuple, dataclass
 
 from tenuto.errors import InputError
 
-__all__ = ["KeySpace", "page_key"]
+__all__ = ["KeySpace", "page_key", "tenant_mark"]
 
-PERSON = b"tenuto.page.1"
+PERSON = b"tenuto.page.2"
 LARGEST = 2**63 - 1
 
 
@@ -25,7 +27,7 @@ class KeySpace:
     """All that a page depends on but its tokens.
 
     Attributes:
-        model: fingerprint of the weights (:func:`tenuto.calibration.fingerprint`); tokenizer: its fingerprint or name.
+        model: name of all that its numbers depend on (:class:`tenuto.identity.Identity`); tokenizer: likewise.
         adapter: fingerprint of what is added to the weights, such as a LoRA; empty for none.
         dtype: of the keys and values as computed; codec: how they are stored.
         tenant: who may read the page. A long random text also makes keys that nobody else can work out.
@@ -52,7 +54,7 @@ class KeySpace:
         prefix = self._digest()
         for start in range(0, len(tokens) - page + 1, page):
             prefix.update(_encode(tokens[start : start + page]))
-            yield _finish(prefix.copy(), start)
+            yield _finish(self.tenant, prefix.copy(), start)
 
     def _digest(self) -> hashlib.blake2b:
         digest = hashlib.blake2b(digest_size=32, person=PERSON)
@@ -73,7 +75,7 @@ def page_key(
     start: int,
     tenant: str,
 ) -> str:
-    """The key of the page that holds the tokens from ``start`` to the end of ``tokens``: 64 hex digits.
+    """The key of the page that holds the tokens from ``start`` to the end of ``tokens``: a mark, 64 hex digits.
 
     Args:
         tokens: ids of the whole prefix, up to and including the last token of this page.
@@ -88,7 +90,7 @@ def page_key(
     space = KeySpace(model=model, tokenizer=tokenizer, adapter=adapter, dtype=dtype, codec=codec, tenant=tenant)
     prefix = space._digest()
     prefix.update(_encode(tokens))
-    return _finish(prefix, start)
+    return _finish(tenant, prefix, start)
 
 
 def _encode(tokens: Sequence[int]) -> bytes:
@@ -98,6 +100,12 @@ def _encode(tokens: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(tokens)}Q", *tokens)
 
 
-def _finish(prefix: hashlib.blake2b, start: int) -> str:
+def tenant_mark(tenant: str) -> str:
+    """What the keys of a tenant's pages begin with: 16 hex digits and a dash."""
+    data = tenant.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(data, digest_size=8, person=b"tenuto.tenant.1").hexdigest() + "-"
+
+
+def _finish(tenant: str, prefix: hashlib.blake2b, start: int) -> str:
     prefix.update(struct.pack("<Q", start))
-    return prefix.hexdigest()
+    return tenant_mark(tenant) + prefix.hexdigest()

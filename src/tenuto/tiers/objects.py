@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 import secrets
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from tenuto.errors import InputError, StoreError
-from tenuto.tiers import record
+from tenuto.errors import InputError, StoreError, redact
+from tenuto.tiers import record, segment
+from tenuto.tiers.claimed import make_private
 from tenuto.tiers.tier import Tier
 
 __all__ = ["ObjectTier"]
+
+OURS = re.compile(r"([0-9a-f]{2})+\.page")
 
 
 class ObjectTier(Tier):
@@ -35,25 +41,30 @@ class ObjectTier(Tier):
             self._files, self._root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError, OSError) as error:
             raise InputError(
-                f"{url!r} cannot be used as an object store ({error}). Give s3://BUCKET/FOLDER."
-            ) from error
-        self.name = url
+                f"{redact(url)!r} cannot be used as an object store ({redact(str(error))}). Give s3://BUCKET/FOLDER."
+            ) from None
+        self.name = redact(url)
+        self._local = "file" in self._files.protocol
 
     def put(self, key: str, data: bytes) -> None:
         packed = record.pack(key, data)
         try:
             if not self._files.exists(self._path(key)):
                 self._write(self._path(key), packed)
-        except Exception as error:
-            raise StoreError(f"{self.name} did not take a page ({error}). Check address and credentials.") from error
+        except Exception as error:  # noqa: BLE001 (each file system has its own)
+            raise StoreError(
+                f"{self.name} did not take a page ({redact(str(error))}). Check address and credentials."
+            ) from None
 
     def get(self, key: str) -> bytes | None:
         try:
+            if self._local and not Path(self._path(key)).is_file():
+                return None  # not there, or a pipe that would be waited for
             found = self._files.cat_file(self._path(key))
         except FileNotFoundError:
             return None
         except Exception as error:  # noqa: BLE001
-            self._warn_once(f"{self.name} cannot be read ({error}). Its pages count as missing.")
+            self._warn_once(f"{self.name} cannot be read ({redact(str(error))}). Its pages count as missing.")
             return None
         data = record.unpack(key, found)
         if data is None:
@@ -66,7 +77,7 @@ class ObjectTier(Tier):
         try:
             return bool(self._files.exists(self._path(key)))
         except Exception as error:  # noqa: BLE001
-            self._warn_once(f"{self.name} cannot be read ({error}). Its pages count as missing.")
+            self._warn_once(f"{self.name} cannot be read ({redact(str(error))}). Its pages count as missing.")
             return False
 
     def discard(self, key: str) -> None:
@@ -74,8 +85,10 @@ class ObjectTier(Tier):
             if self._files.exists(self._path(key)):
                 with suppress(FileNotFoundError):  # discarded meanwhile
                     self._files.rm_file(self._path(key))
-        except Exception as error:
-            raise StoreError(f"{self.name} did not discard a page ({error}). Check address and credentials.") from error
+        except Exception as error:  # noqa: BLE001 (each file system has its own)
+            raise StoreError(
+                f"{self.name} did not discard a page ({redact(str(error))}). Check address and credentials."
+            ) from None
 
     def keys(self) -> list[str]:
         return [bytes.fromhex(name).decode("utf-8", "surrogatepass") for name in self._sizes()]
@@ -85,13 +98,14 @@ class ObjectTier(Tier):
 
     def _write(self, path: str, data: bytes) -> None:
         """An object appears whole; a file does not, so it is written beside and renamed."""
-        if "file" not in self._files.protocol:
+        if not self._local:
             self._files.pipe_file(path, data)
             return
-        self._files.makedirs(self._root, exist_ok=True)
+        make_private(Path(self._root))
         draft = f"{path}.{secrets.token_hex(4)}.part"
         try:
-            self._files.pipe_file(draft, data)
+            with segment.opened(Path(draft), os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
+                file.write(data)
             self._files.mv(draft, path)
         finally:
             if self._files.exists(draft):
@@ -107,7 +121,9 @@ class ObjectTier(Tier):
             if not self._files.exists(self._root):
                 return {}
             listed = self._files.ls(self._root, detail=True, refresh=True)
-        except Exception as error:
-            raise StoreError(f"{self.name} cannot be listed ({error}). Check address and credentials.") from error
+        except Exception as error:  # noqa: BLE001 (each file system has its own)
+            raise StoreError(
+                f"{self.name} cannot be listed ({redact(str(error))}). Check address and credentials."
+            ) from None
         names = ((entry["name"].rsplit("/", 1)[-1], entry["size"]) for entry in listed)
-        return {name.removesuffix(".page"): int(size) for name, size in names if name.endswith(".page")}
+        return {name.removesuffix(".page"): int(size) for name, size in names if OURS.fullmatch(name)}

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
-from tenuto.errors import InputError, StoreError
+from tenuto.errors import InputError, StoreError, redact
 from tenuto.tiers import record
+from tenuto.tiers.forked import renewed_in_child
 from tenuto.tiers.tier import Tier
 
 __all__ = ["RemoteTier"]
@@ -55,14 +55,19 @@ class RemoteTier(Tier):
             )
             pool = self._client.connection_pool
             pool.connection_class(**pool.connection_kwargs)  # options it does not know; nothing is connected
-            parts = urlsplit(url)
-            self.name = f"{parts.hostname}:{parts.port}" if parts.hostname else parts.path  # without the password
+            place = redact(url).partition("://")[2].rpartition("@")[2].partition("?")[0]
+            self.name = place if place.startswith("/") else place.partition("/")[0]
         except (ValueError, TypeError) as error:
             why = " (an option that redis-py does not know)" if isinstance(error, TypeError) else ""
-            raise InputError(f"The address of a remote tier is not usable{why}. Give redis://HOST:PORT/0.") from error
+            raise InputError(f"The address of a remote tier is not usable{why}. Give redis://HOST:PORT/0.") from None
         self.timeout, self.pause = timeout, pause
-        self._threads = ThreadPoolExecutor(connections, thread_name_prefix="tenuto-remote")
-        self._rest_until = -1.0
+        self._connections, self._rest_until = connections, -1.0
+        self.after_fork()
+        renewed_in_child(self)
+
+    def after_fork(self) -> None:
+        """New threads; redis-py connects anew by itself."""
+        self._threads = ThreadPoolExecutor(self._connections, thread_name_prefix="tenuto-remote")
 
     def put(self, key: str, data: bytes) -> None:
         packed = record.pack(key, data)
@@ -141,12 +146,14 @@ class RemoteTier(Tier):
             answer.cancel()
             error = TimeoutError(f"no answer in {self.timeout:g} s")
         if isinstance(error, self._refusal):
-            raise StoreError(f"{self.name} refused: {error}. Change its settings or those of its user.") from error
+            raise StoreError(
+                f"{self.name} refused: {redact(str(error))}. Change its settings or those of its user."
+            ) from error
         if error is not None:
             self._rest_until = time.monotonic() + self.pause
             self._client.connection_pool.disconnect(inuse_connections=True)  # also ends a call that still waits
             raise StoreError(
-                f"{self.name} cannot be used ({error}). Check the server, the address and the password."
+                f"{self.name} cannot be used ({redact(str(error))}). Check the server, the address and the password."
             ) from error
         return answer.result()
 

@@ -2,12 +2,19 @@
 
 A writer that is killed leaves at most one unfinished record, at the end of its file. It is never read as a page, and
 nothing is ever written behind it: the next record goes into a new file.
+
+A file is ours if it has a name that this module gives and begins as this module begins one; all others are left alone.
+Nothing but regular files is ever opened, and what is made is for its owner only.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import io
 import os
+import re
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,9 +25,24 @@ from tenuto.errors import StoreError
 from tenuto.tiers import record
 from tenuto.tiers.record import Head
 
-__all__ = ["MAGIC", "Damage", "Place", "append", "create", "damage", "kill", "locked", "read", "scan", "state_at"]
+__all__ = [
+    "MAGIC",
+    "Damage",
+    "Place",
+    "append",
+    "create",
+    "damage",
+    "kill",
+    "locked",
+    "opened",
+    "ours",
+    "read",
+    "scan",
+    "state_at",
+]
 
 MAGIC = b"TENUTOS1"
+NAME = re.compile(r"\d{10}-[0-9a-f]{8}\.(seg|part)")
 
 
 class Damage(NamedTuple):
@@ -40,14 +62,42 @@ class Place(NamedTuple):
 
 
 @contextmanager
+def opened(path: Path, flags: int) -> Iterator[io.FileIO]:
+    """A regular file, unbuffered; made, if ``flags`` say so, for its owner only.
+
+    Raises:
+        OSError: it is a link, a pipe or a device, or cannot be opened.
+    """
+    number = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, f"{path.name} is no regular file")
+    mode = "rb" if flags & os.O_ACCMODE == os.O_RDONLY else "ab" if flags & os.O_APPEND else "rb+"
+    with io.FileIO(number, mode) as file:
+        yield file
+
+
+def ours(path: Path) -> bool:
+    """Whether this module made the file: a segment, or the beginning of one."""
+    if NAME.fullmatch(path.name) is None:
+        return False
+    try:
+        with opened(path, os.O_RDONLY) as file:
+            front = os.pread(file.fileno(), len(MAGIC) + record.LONGEST_HEAD, 0)
+    except OSError:
+        return False
+    return MAGIC.startswith(front[: len(MAGIC)]) or record.parse(front[len(MAGIC) :]) is not None  # else damaged
+
+
+@contextmanager
 def locked(folder: Path, timeout: float) -> Iterator[None]:
     """Hold the folder against every other writer, of this process or another. A dead holder's lock is free at once.
 
     Raises:
         StoreError: another writer held it for all of ``timeout`` seconds.
     """
-    holder = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
+    with opened(folder / "lock", os.O_RDWR | os.O_CREAT) as file:
+        holder = file.fileno()
         deadline = time.monotonic() + timeout
         while True:
             try:
@@ -60,21 +110,19 @@ def locked(folder: Path, timeout: float) -> Iterator[None]:
                     ) from None
                 time.sleep(0.001)
         yield
-    finally:
-        os.close(holder)
 
 
 def create(path: Path, durable: bool) -> None:
     """An empty segment, written beside and renamed, so that one with half a beginning is never seen."""
     draft = path.with_suffix(".part")
-    try:
-        with draft.open("wb", buffering=0) as file:
+    with opened(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
+        try:
             file.write(MAGIC)
             if durable:
                 os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
     if durable:
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -90,7 +138,7 @@ def append(path: Path, data: bytes, durable: bool) -> None:
         OSError: it was not written, and the file is as long as before or ends in an unfinished record; or it was
             written and may not be on the device.
     """
-    with path.open("ab", buffering=0) as file:
+    with opened(path, os.O_WRONLY | os.O_APPEND) as file:
         before = file.seek(0, os.SEEK_END)
         rest = memoryview(data)
         try:
@@ -110,7 +158,7 @@ def scan(path: Path, offset: int) -> Iterator[tuple[int, Head | None]]:
     Ends before an unfinished record. Gives None once, and ends, where bytes are damaged so that nothing after them
     can be found.
     """
-    with path.open("rb", buffering=0) as file:
+    with opened(path, os.O_RDONLY) as file:
         size = os.fstat(file.fileno()).st_size
         if os.pread(file.fileno(), len(MAGIC), 0) != MAGIC:
             yield 0, None
@@ -136,7 +184,7 @@ def read(folder: Path, place: Place, key: str) -> bytes | None:
         OSError: it cannot be read.
     """
     try:
-        with (folder / place.segment).open("rb", buffering=0) as file:
+        with opened(folder / place.segment, os.O_RDONLY) as file:
             head = record.parse(os.pread(file.fileno(), record.LONGEST_HEAD, place.offset))
             if head is not None and (head.key != key or head.state != record.LIVE):
                 return None
@@ -167,7 +215,7 @@ def damage(path: Path) -> Iterator[Damage]:
 def state_at(folder: Path, place: Place, key: str) -> int | None:
     """The state byte of the record of this key there, None if there is none."""
     try:
-        with (folder / place.segment).open("rb", buffering=0) as file:
+        with opened(folder / place.segment, os.O_RDONLY) as file:
             head = record.parse(os.pread(file.fileno(), record.LONGEST_HEAD, place.offset))
     except FileNotFoundError:
         return None
@@ -176,7 +224,7 @@ def state_at(folder: Path, place: Place, key: str) -> int | None:
 
 def kill(folder: Path, place: Place, durable: bool) -> None:
     """Mark the record there as dead: one byte, so it is done or not done, never half."""
-    with (folder / place.segment).open("r+b", buffering=0) as file:
+    with opened(folder / place.segment, os.O_RDWR) as file:
         if place.offset < os.fstat(file.fileno()).st_size:  # else someone has cut the file
             os.pwrite(file.fileno(), bytes([record.DEAD]), place.offset)
         if durable:

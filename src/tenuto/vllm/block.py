@@ -27,14 +27,14 @@ CRC = struct.Struct("<I")
 
 
 def _front(name: str, codec: str, size: int, payload: int) -> bytes:
-    return FRONT.pack(MAGIC, bytes.fromhex(name), codec.encode("ascii"), size, payload)
+    return FRONT.pack(MAGIC, bytes.fromhex(name[-64:]), codec.encode("ascii"), size, payload)
 
 
 def seal(payload: bytes, *, name: str, codec: str, size: int) -> bytes:
     """The page of a block.
 
     Args:
-        payload: what the codec wrote; name: 64 hex digits; size: bytes of the block in memory.
+        payload: what the codec wrote; name: of the block, with 64 hex digits at its end; size: its bytes in memory.
     """
     front = _front(name, codec, size, len(payload))
     return b"".join((front, CRC.pack(zlib.crc32(payload, zlib.crc32(front))), payload))

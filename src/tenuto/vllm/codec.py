@@ -169,6 +169,8 @@ class Int8(BlockCodec):
         if len(data) != groups * (4 + GROUP):
             raise StoreError(f"A block of {row.size} bytes was read, and its page has {len(data)}.")
         scale = torch.from_numpy(np.frombuffer(data, np.float32, groups).copy())
+        if not bool(scale.isfinite().all()):
+            raise StoreError("A page of a block has scales that are not finite.")
         levels = torch.from_numpy(np.frombuffer(data, np.int8, offset=4 * groups).copy())
         values = levels.view(groups, GROUP).float().mul_(scale[:, None])
         torch.from_numpy(row).view(dtype).view(groups, GROUP).copy_(values)

@@ -19,7 +19,7 @@ from tenuto.errors import InputError
 from tenuto.report import write_report
 from tenuto.zoo.pipelines import load_model
 
-pytestmark = pytest.mark.usefixtures("one_thread", "offline")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread", "offline")]
 JOB = Job(steps=6, samples=3, guidance=1.5)
 
 

@@ -12,7 +12,7 @@ from tenuto.bench.diffusion.job import Job
 from tenuto.bench.diffusion.tuning import Trials
 from tenuto.zoo.pipelines import load_model
 
-pytestmark = pytest.mark.usefixtures("offline")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("offline")]
 JOB = Job(steps=6, samples=7, seed=2)
 
 

@@ -18,7 +18,7 @@ from tenuto.records.kv import read_kv_runs
 from tenuto.report import write_report
 from tenuto.zoo import named as zoo
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 JOB = KVJob(contexts=(300, 400), tasks=("niah_single", "multi_turn", "perplexity"), examples=2, decoded=2)
 ROWS = [
     Entry(policy=catalog.parse("knorm", "kv"), budget=MemoryBudget.keep(0.5)),

@@ -24,6 +24,7 @@ from tenuto.testing.kv import TinyLM
 from tenuto.texts.redundant import KINDS, compose
 from tenuto.zoo.language import LanguageModel
 
+pytestmark = pytest.mark.slow
 CONTEXT = 3000
 WAYS = [
     "none", "semtoken", "drop_norm", "drop_surprise", "fixed", "random_spans", "snapkv", "semtoken+policy", "policy"

@@ -21,11 +21,11 @@ from tenuto.kv.offload.settings import Prefetch
 from tenuto.kv.policies.knorm import Knorm
 from tenuto.kv.policies.quest import Bounds, Quest
 from tenuto.kv.policy import KVPolicy, TopK
-from tenuto.testing.kv import TinyLM, follow, tokens
+from tenuto.testing.kv import TinyLM, close, follow, tokens
 from tenuto.tiers.disk import DiskTier
 from tenuto.tiers.host import HostTier
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 FEW = Quest(pages=2, page=8, sinks=2, window=8)
 SMALL = MemoryBudget.tokens(2 + 8 + 3 * 8)
 
@@ -40,10 +40,6 @@ class Everything(Bounds):
     @property
     def reserve(self) -> int:
         return self.page
-
-
-def close(left: torch.Tensor, right: torch.Tensor) -> None:
-    torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("prefetch", [None, Prefetch(), Prefetch(miss="timeout", timeout=60)])
@@ -61,11 +57,11 @@ def test_all_pages_are_dynamic_cache(prefetch: Prefetch | None) -> None:
     for row in range(2):
         plain = DynamicCache(config=model.config)
         real = batch[row : row + 1, mask[row].bool()]
-        close(got[row], follow(model, plain, real, tokens(30, 1, rows=2)[row : row + 1])[0])
+        close(got[row], follow(model, plain, real, tokens(30, 1, rows=2)[row : row + 1])[0], "all pages are all tokens")
         if row == 0:
             again = follow(model, plain, tokens(9, 3, rows=2)[:1], tokens(20, 4, rows=2)[:1])[0]
-            close(turns[0][0], again)
-            close(turns[1][0], again)
+            close(turns[0][0], again, "a second turn")
+            close(turns[1][0], again, "a second turn of a fork")
     assert max(max(rows) for layer in held for rows in layer) < 2 + 8 + 8 + 1
     whole = 2 * 3 * 2 * 32 * 4  # keys and values, three layers, two heads
     assert facts["bytes_offloaded"] == whole * sum((seen - 10) // 8 * 8 for seen in (130, 103))
@@ -92,7 +88,7 @@ def test_tiers_give_the_same_and_hold_nothing_afterwards(tmp_path: Path) -> None
             gc.collect()
             start = time.monotonic()
             while tier is not None and any(tier.contains(name) for name in pages):
-                assert time.monotonic() - start < 10, "pages of a dead cache are discarded"
+                assert time.monotonic() - start < 60, "pages of a dead cache are discarded"
                 time.sleep(0.01)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 

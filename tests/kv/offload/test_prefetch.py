@@ -98,7 +98,7 @@ def test_a_store_that_hangs_or_dies() -> None:
         start = time.monotonic()
         for step in range(10):
             run.model(tokens(1, step), past_key_values=cache)
-        assert time.monotonic() - start < 10 * 3 * 0.02 + 5
+        assert time.monotonic() - start < 60, "the gate is shut: without the timeout this never ends"
         tier.open.set()
         assert run.summary()["pages_skipped"] > 0
     for miss in ("wait", "best_effort"):

@@ -45,7 +45,7 @@ def test_codes_move_and_logits_need_no_decoding() -> None:
     assert torch.equal(codec.keys(codec.take(code, at), 0, 8, torch.float32), alone[at])
     assert len(codec.take(code, at[5:])["mask"]) == 1, "channels of groups that are gone are gone"
     query = random(1, 6, 16, seed=5)
-    torch.testing.assert_close(codec.logits([code], query, 5, 50), query @ alone[5:50].T, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(codec.logits([code], query, 5, 50), query @ alone[5:50].T, atol=1e-4, rtol=1e-5)
     assert sum(tensor.nbytes for tensor in code.values()) <= 64 * codec.entry_bytes(16, 4) + 8 * codec.page_bytes(16, 4)
 
 

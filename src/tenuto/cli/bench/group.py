@@ -62,7 +62,10 @@ class Benchmark(Measuring):
                     "option out, or give another --out."
                 )
         ctx.meta[COMMAND] = job["command"]
-        return [*job["words"], "--out", str(folder)]
+        threads = (
+            [] if isinstance(before.get("threads"), str) else ["--threads", str(job["threads"])]
+        )  # timings that are compared
+        return [*job["words"], *threads, "--out", str(folder)]
 
     def invoke(self, ctx: click.Context) -> Any:
         from tenuto.measure.resume import FOLDER as UNFINISHED
