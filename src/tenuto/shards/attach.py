@@ -196,6 +196,11 @@ def _placed(policy: object, chosen: Sharding) -> Placement:
     return chosen.placement
 
 
+def _check_own_cache(model: Any) -> None:
+    if built_in := attention_of(model):
+        raise AttachError(f"{type(model).__name__} was retrofitted with {built_in}, which has a cache of its own.")
+
+
 def _count(exchange: Exchange, shards: int | None) -> int:
     count = exchange.ranks if shards is None else shards
     if count < 1 or count % exchange.ranks:
@@ -287,8 +292,7 @@ def shard(
     if tier is not None and not demotes:
         raise InputError("tier= says where demoted pages go: give a schedule= that is not lossy too, or neither.")
     pool = Pool(tier or HostTier(2**62), None) if demotes else None
-    if built_in := attention_of(model):
-        raise AttachError(f"{type(model).__name__} was retrofitted with {built_in}, which has a cache of its own.")
+    _check_own_cache(model)
     run = ShardedRun(model, Plan(placement, count, selector, measure, exchange, schedule, pool, coded, recent))
     if selector is not None and selector.learnt is not None:
         selector.learnt.check(AFFINITY, fingerprint(run.layout.decoder))
