@@ -19,7 +19,7 @@ Positions: with ``original=false`` whatever has left the window is attended to a
 (unrotated keys under a query rotated by ``window``), so that no distance appears which training did not have. With
 ``original=true`` recalled tokens keep their positions, and a summary has that of its chunk's last token.
 
-What it does not do: the archive holds every token, on a cheaper tier (``recall=0`` has none), and there is a summary per
+What it does not do: the archive holds every token, on a cheaper tier (``recall=0`` has none), and a summary stays per
 chunk. Gradients do not reach the archive of a cache, only that of a whole sequence.
 """
 
