@@ -186,6 +186,14 @@ def _parts(policy: ShardMethod | Placement | str, profile: Profile | None) -> Sh
     raise InputError(f"A {type(policy).__name__} was given as policy. Give a method of the shards family, or its text.")
 
 
+def _chosen(
+    policy: ShardMethod | Placement | str, profile: Profile | None, selector: Selector | None
+) -> tuple[Placement, Selector | None]:
+    """Where tokens go, and which pages are read."""
+    parts = _parts(policy, profile)
+    return _placed(policy, parts), selector or parts.selector
+
+
 def _placed(policy: object, chosen: Sharding) -> Placement:
     if chosen.placement is None:
         placements = ", ".join(name for name, cls in methods(ShardMethod).items() if issubclass(cls, Placement))
@@ -285,8 +293,7 @@ def shard(
     """
     exchange = _exchange(mesh, layout)
     count = _count(exchange, shards)
-    chosen = _parts(policy, profile)
-    placement, selector = _placed(policy, chosen), selector or chosen.selector
+    placement, selector = _chosen(policy, profile, selector)
     coded = _codec(codec, recent)
     demotes = _demotes(schedule, selector)
     if tier is not None and not demotes:
