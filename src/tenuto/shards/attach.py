@@ -186,6 +186,14 @@ def _parts(policy: ShardMethod | Placement | str, profile: Profile | None) -> Sh
     raise InputError(f"A {type(policy).__name__} was given as policy. Give a method of the shards family, or its text.")
 
 
+def _chosen(
+    policy: ShardMethod | Placement | str, profile: Profile | None, selector: Selector | None
+) -> tuple[Placement, Selector | None]:
+    """Where tokens go, and which pages are read."""
+    parts = _parts(policy, profile)
+    return _placed(policy, parts), selector or parts.selector
+
+
 def _placed(policy: object, chosen: Sharding) -> Placement:
     if chosen.placement is None:
         placements = ", ".join(name for name, cls in methods(ShardMethod).items() if issubclass(cls, Placement))
@@ -194,6 +202,11 @@ def _placed(policy: object, chosen: Sharding) -> Placement:
             f"example with one of {placements}."
         )
     return chosen.placement
+
+
+def _check_own_cache(model: Any) -> None:
+    if built_in := attention_of(model):
+        raise AttachError(f"{type(model).__name__} was retrofitted with {built_in}, which has a cache of its own.")
 
 
 def _count(exchange: Exchange, shards: int | None) -> int:
@@ -280,15 +293,13 @@ def shard(
     """
     exchange = _exchange(mesh, layout)
     count = _count(exchange, shards)
-    chosen = _parts(policy, profile)
-    placement, selector = _placed(policy, chosen), selector or chosen.selector
+    placement, selector = _chosen(policy, profile, selector)
     coded = _codec(codec, recent)
     demotes = _demotes(schedule, selector)
     if tier is not None and not demotes:
         raise InputError("tier= says where demoted pages go: give a schedule= that is not lossy too, or neither.")
     pool = Pool(tier or HostTier(2**62), None) if demotes else None
-    if built_in := attention_of(model):
-        raise AttachError(f"{type(model).__name__} was retrofitted with {built_in}, which has a cache of its own.")
+    _check_own_cache(model)
     run = ShardedRun(model, Plan(placement, count, selector, measure, exchange, schedule, pool, coded, recent))
     if selector is not None and selector.learnt is not None:
         selector.learnt.check(AFFINITY, fingerprint(run.layout.decoder))

@@ -28,6 +28,7 @@ def made(way: str, ratio: float = 0.5, **changes: Any) -> PromptRun:
         "right_behind_interval": None, "answered": 0.75, "answered_behind": 0.0, "answered_behind_interval": None,
         "seconds": 1.5, "speedup": 2.0, "model": "bundled:smollm2", "fingerprint": "f", "device": "CPU",
         "versions": {"tenuto": "1"}, "settings": {"seed": 0}, "command": "tenuto bench prompt",
+        "beside": "semtoken",
     }  # fmt: skip
     return PromptRun(**{**complete, **changes})
 

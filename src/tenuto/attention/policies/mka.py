@@ -17,11 +17,10 @@ it is full attention; without session and recall the window; a text within the w
 
 Positions: with ``original=false`` whatever has left the window is attended to as if it stood at the window's edge
 (unrotated keys under a query rotated by ``window``), so that no distance appears which training did not have. With
-``original=true`` recalled tokens keep their positions, and a summary has that of its chunk's last token. Nor need there
-be more summaries than in training: with ``crowd=n``, more than n draw together the attention of n.
+``original=true`` recalled tokens keep their positions, and a summary has that of its chunk's last token.
 
-What it does not do: the archive holds every token, on a cheaper tier; ``recall=0`` has none. Summaries grow by one
-entry per chunk. Gradients do not reach the archive of a cache, only that of a whole sequence.
+What it does not do: the archive holds every token, on a cheaper tier (``recall=0`` has none), and a summary stays per
+chunk. Gradients do not reach the archive of a cache, only that of a whole sequence.
 """
 
 from __future__ import annotations
@@ -43,8 +42,7 @@ from tenuto.tiers.address import open_levels
 
 __all__ = ["MKA", "MKAHeads", "MKAState", "keep_far"]
 
-BLOCK = 128
-"""Queries that are attended to at a time."""
+BLOCK = 128  # queries that are attended to at a time
 NEVER = -math.inf
 
 
@@ -60,7 +58,7 @@ class MKA(Attention):
         horizons: running means over summaries, of 4, 16, 64, ... chunks at first.
         session: whether there are summaries.
         crowd: summaries that add up, as many as training rows have; of more, each weighs less. 0: any number adds up.
-        start: what a recalled token, a mean and a summary weigh beside a token of the window at first, so that a model
+        start: what a recalled token, a mean and a summary weigh at first beside a token of the window, so that a model
             learns from near to far. 0: 1, 1 and ``chunk``, as in full attention, for a model that is trained already.
         original: positions of what has left the window, see above.
 
@@ -92,7 +90,6 @@ class MKA(Attention):
         "mka:window=8,sinks=0,chunk=5,recall=3,horizons=0,original=true",
         "mka:window=6,sinks=1,chunk=3,recall=0,horizons=3,crowd=4",
         "mka:window=7,sinks=2,chunk=4,recall=2,horizons=0,session=false",
-        "short_conv:kernel=3+mka:window=8,sinks=1,chunk=4,recall=2,horizons=0",
     )
 
     def __post_init__(self) -> None:

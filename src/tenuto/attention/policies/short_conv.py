@@ -49,7 +49,10 @@ class ShortConv(Attention):
         "https://arxiv.org/abs/2109.08668",
     )
     linked: ClassVar[str] = "then"
-    trials: ClassVar[tuple[str, ...]] = ("short_conv", "short_conv:kernel=3+window:window=8")
+    trials: ClassVar[tuple[str, ...]] = (
+        "short_conv",
+        "short_conv:kernel=3+mka:window=8,sinks=1,chunk=4,recall=2,horizons=0",
+    )
 
     def __post_init__(self) -> None:
         if self.kernel < 2:
