@@ -11,6 +11,7 @@ Paper: https://arxiv.org/abs/2411.19108 (section 3.3).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -54,8 +55,10 @@ class AccumulatedChange(StepGate):
         now = step.modulated()
         if state is None:
             return Verdict(reuse=False), _Sum(0.0, now)
-        with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite nothing is predicted: it is computed
-            predicted = float(np.polyval(self.coefficients, relative_l1(now, state.previous, step.reduce)))
+        change = relative_l1(now, state.previous, step.reduce)
+        if not math.isfinite(change):  # a state that is not finite predicts nothing
+            return Verdict(reuse=False), _Sum(0.0, now)
+        predicted = float(np.polyval(self.coefficients, change))
         total = state.total + max(predicted, 0.0)
         reuse = total < self.threshold and not step.last
         return Verdict(reuse=reuse, statistic=total, critical=self.threshold), _Sum(total, now)
