@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tenuto.bench.diffusion.rows import Attachment
-from tenuto.diffusion.flops import FlopMeter
+from tenuto.diffusion.flops import FlopCount, FlopMeter
 from tenuto.diffusion.models import Block, find_denoisers
 from tenuto.errors import AttachError
 from tenuto.telemetry import Decision, Event, Telemetry
@@ -71,17 +71,18 @@ class _Tally:
         self.blocks, self.estimate = blocks, estimate
         self.ran: set[int] = set()
         self.meter = FlopMeter()
+        self.count: FlopCount | None = None
         self.book = Telemetry()
         self.holders: list[object] = []
         self.step = 0
 
     def close(self) -> None:
         """The denoiser has returned."""
-        with self.meter.call(None):
+        with self.meter.call(None) as count:
             for block in self.blocks:
                 if block.index not in self.ran:
-                    self.meter.skip(block.index)
-        whole, executed = self.meter.totals()
+                    count.skip(block.index)
+        whole, executed = count.totals()
         self.book.full_flops += whole
         self.book.flops += executed
         for ran, group in groupby(range(len(self.blocks)), key=self.ran.__contains__):
@@ -107,7 +108,7 @@ def _wrap(stack: ExitStack, block: Block, tally: _Tally) -> None:
     @wraps(original)  # peers read its signature
     def forward(*args: Any, **kwargs: Any) -> Any:
         tally.ran.add(block.index)
-        return tally.meter.run(block.index, original, args, kwargs)
+        return tally.count.run(block.index, original, args, kwargs) if tally.count else original(*args, **kwargs)
 
     space = vars(module)
     undo = (setattr, module, "forward", space["forward"]) if "forward" in space else (delattr, module, "forward")
@@ -121,8 +122,10 @@ def _metered(root: torch.nn.Module, tally: _Tally) -> Iterator[None]:
     original = root.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with tally.meter.call(None):
-            return original(*args, **kwargs)
+        with tally.meter.call(None) as tally.count:
+            result = original(*args, **kwargs)
+        tally.count = None
+        return result
 
     root.forward = forward
     try:

@@ -11,12 +11,20 @@ from tenuto.calibration import Profile, fingerprint
 from tenuto.diffusion.attach import attach, check_count, name_of
 from tenuto.diffusion.models import find_denoisers
 from tenuto.diffusion.parallel import reducer
-from tenuto.diffusion.policy import FeaturePolicy, alone
+from tenuto.diffusion.policy import FeaturePolicy, Recorder, alone
 from tenuto.diffusion.recording import Recording
 from tenuto.diffusion.sampling import facts
 from tenuto.errors import CalibrationError
 
 __all__ = ["calibrate"]
+
+
+def _check_enough(policy: FeaturePolicy, recorder: Recorder, seeds: Sequence[int]) -> None:
+    if len(seeds) < recorder.least:
+        raise CalibrationError(
+            f"{type(policy.profiled).__name__} cannot be fitted on {len(seeds)} generations: give at least "
+            f"{recorder.least} seeds (--runs {recorder.least})."
+        )
 
 
 def calibrate(
@@ -51,11 +59,7 @@ def calibrate(
             "would fit a profile of its own. Calibrate on one device: the profile serves any number of them."
         )
     recorder = policy.profiled.recorder()
-    if len(seeds) < recorder.least:
-        raise CalibrationError(
-            f"{type(policy.profiled).__name__} cannot be fitted on {len(seeds)} generations: give at least "
-            f"{recorder.least} seeds (--runs {recorder.least})."
-        )
+    _check_enough(policy, recorder, seeds)
     with attach(target, Recording(watcher=recorder), count_flops=False) as run:
         for number, seed in enumerate(seeds):
             recorder.begin(number)

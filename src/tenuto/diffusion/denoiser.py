@@ -161,7 +161,7 @@ class Denoiser:
             raise AttachError(
                 f"{type(self.layout.root).__name__} uses what {paths} returned besides handing it to the next block "
                 "(ControlNet residuals, collected hidden states), and the profile was fitted for spans across them. "
-                "Use a policy that needs no profile, for example tenuto.FirstBlock()."
+                "Use a policy that needs no profile: `tenuto methods` says which."
             )
         self.cache.divide(call.used)
 

@@ -70,7 +70,7 @@ def check_codes(cache: KVCache, tensors: Mapping[str, torch.Tensor]) -> None:
         before, found, part = name.partition("code.")
         if found and (like := wanted.get(part)) is not None:
             _right(tensor.dtype is like.dtype, f"{name} is of another dtype")
-            each = part != codec.shared and like.shape[0] == codec.page  # one for every entry
+            each = classes is None and part != codec.shared and like.shape[0] == codec.page  # one for every entry
             _right(not each or len(tensor) == len(tensors[f"{before}index"]), f"{name} is of other entries")
 
 

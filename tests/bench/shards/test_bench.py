@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from tenuto.bench.shards.bench import ShardingJob, measure
 from tenuto.cli import main
-from tenuto.errors import InputError, StoreError
+from tenuto.errors import InputError, PolicyError, StoreError
 from tenuto.records.shards import read_shards_runs
 
 pytestmark = pytest.mark.processes
@@ -76,9 +76,9 @@ def test_codecs_and_schedules_show_in_the_books(tiny_language: Path) -> None:
 def test_a_rank_that_fails_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"Rank \d stopped"):
         measure(ShardingJob(model=str(tmp_path)))
-    with pytest.raises(InputError, match="round_robin"):
+    with pytest.raises(PolicyError, match="round_robin"):
         ShardingJob(model="x", placements=("round",))
-    with pytest.raises(InputError, match="centroid"):
+    with pytest.raises((InputError, PolicyError), match="centroid|page_summary"):
         ShardingJob(model="x", selectors=("centroids",))
     with pytest.raises(InputError, match="int4"):
         ShardingJob(model="x", codecs=("int3",))
