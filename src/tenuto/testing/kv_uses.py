@@ -95,8 +95,9 @@ def _compare(found: torch.Tensor, plain: torch.Tensor, use: CacheUse) -> None:
         expect(torch.equal(found, plain), LAW, (use, found.tolist(), plain.tolist()))
         return
     # Sums of three layers, each rounded to the dtype, in another order: some hundred times its precision at the size
-    # of the logits.
-    room = 256 * torch.finfo(getattr(torch, use.dtype)).eps * float(plain.abs().max())
+    # of the logits. Attention that a policy has written out is in float32, whatever the model.
+    eps = max(torch.finfo(getattr(torch, use.dtype)).eps, torch.finfo(torch.float32).eps)
+    room = 256 * eps * float(plain.abs().max())
     gap = float((found - plain).abs().max()) if found.shape == plain.shape else float("inf")
     expect(gap <= room, LAW, (use, gap, room))
 
