@@ -199,6 +199,8 @@ class _Trial:
 
     def in_threads(self, check: Callable[[int, torch.Tensor | None], None]) -> None:
         failures: list[BaseException] = []
+        for given in self.use.generations:  # diffusers' names appear one by one while it is first imported
+            _scheduler(given.scheduler)
 
         def work(place: int) -> None:
             name = run.generation(f"number {place}") if self.use.named else nullcontext()
