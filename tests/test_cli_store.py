@@ -78,7 +78,7 @@ def test_bench_store(tiny_language: Path, tmp_path: Path) -> None:
     assert exact["logits_error"] < 1e-4 < small["logits_error"] and exact["same_text"]
     assert exact["perplexity"] == pytest.approx(exact["perplexity_computed"], rel=1e-4)
     assert small["bytes_stored"] < 0.4 * exact["bytes_stored"]
-    assert len(list((tmp_path / "out").glob("store-*.json"))) == 2
+    assert len(list((tmp_path / "out").glob("reuse-*.json"))) == 2
     report = tenuto("report", tmp_path / "out")
     assert report.exit_code == 0, report.stderr
     assert "Stores and codecs" in (tmp_path / "out" / "tenuto-report.html").read_text()
@@ -117,8 +117,8 @@ def test_records_hold_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
         ("store prune disk:{out} --to much", "'much' is no size"),
         ("store warm disk:{out}/s {out}/none --model {words}", "cannot be read"),
         ("store warm disk:{out}/file/s {out}/file --model {words}", "cannot be used"),
-        ("bench store --model {words} --store disk:{out}/s?codec=int5", "Did you mean 'int"),
-        ("bench store --model {words} --context 100000", "was made for 2048"),
+        ("bench reuse --model {words} --store disk:{out}/s?codec=int5", "Did you mean 'int"),
+        ("bench reuse --model {words} --context 100000", "was made for 2048"),
         ("run --model {words} --prompt-file {out}/file --store nowhere", "no address of a tier"),
     ],
 )

@@ -39,7 +39,7 @@ def test_what_cannot_be_built_is_refused() -> None:
     for wrong in ("gqa:heads=2", "mha:kv_heads=2", "mla:rank=x", "gqa:kv_heads=0"):
         with pytest.raises(PolicyError):
             canonical(wrong)
-    with pytest.raises(PolicyError, match="gqa, mha, mka, mla, mqa, olmoe"):
+    with pytest.raises(PolicyError, match="gqa, mha, mka, mla, mqa, olmoe, pi_attention"):
         canonical("mah")
     with pytest.raises(PolicyError, match="attends by itself"):
         canonical("window:window=8+short_conv")

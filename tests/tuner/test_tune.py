@@ -106,7 +106,7 @@ def test_a_speed_that_is_missed_when_measured_is_exchanged(
     [
         ("--target psnr", "is malformed. Write METRIC>=NUMBER"),
         ("--target psrn>=30", "Did you mean 'psnr'?"),
-        ("--target psnr>=30 --policy evry_n", "Did you mean 'every_n'?"),
+        ("--target psnr>=30 --policy evry_n", "Did you mean 'every_n'"),
         ("--target psnr>=30 --out {out}/file/in", "Cannot write in"),
         ("--target psnr>=30 --model {out}/none", "There is no model at"),
         ("--target psnr>=30 --steps 9999", "1 to 1000"),

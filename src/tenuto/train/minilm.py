@@ -247,7 +247,14 @@ def _option(attention: str) -> int | None:
 
 def _parse(attention: str) -> Attention:
     """An attention of :mod:`tenuto.attention`."""
-    for name in (part.partition(":")[0] for part in attention.split("+")):
+    names = [part.partition(":")[0] for part in attention.split("+")]
+    for name in names:
         if name in PLAIN:
             raise PolicyError(f"{attention}: {name} is a model's own attention, which comes last and once.")
-    return catalog.parse(attention, "attention")
+    try:
+        return catalog.parse(attention, "attention")
+    except PolicyError as error:
+        known = catalog.methods("attention")
+        if str(error).startswith("Unknown policy") and (odd := [name for name in names if name not in known]):
+            raise PolicyError(f"Unknown attention {odd[0]!r}.{closest(odd[0], sorted([*PLAIN, *known]))}") from error
+        raise
