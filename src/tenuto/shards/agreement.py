@@ -110,11 +110,15 @@ def given(named: dict[str, Any], history: int, device: str, training: bool, rows
     return found
 
 
+LAST = ("weights and buffers", "configuration")
+"""Named only where nothing else differs: another model differs in these too."""
+
+
 def disagreement(rank: int, said: Sequence[dict[str, str]]) -> str | None:
     """The first thing in which another rank differs from this one, as a sentence; None: all say the same."""
     mine = said[rank]
     for other, theirs in enumerate(said):
-        for name in sorted({*mine, *theirs}, key=lambda name: name == "configuration"):
+        for name in sorted({*mine, *theirs}, key=lambda name: (LAST.index(name) if name in LAST else -1, name)):
             if mine.get(name) != theirs.get(name):
                 a, b = _apart(mine.get(name, "nothing"), theirs.get(name, "nothing"))
                 return f"Rank {rank} attached with {name} {a}, and rank {other} with {b}. Give all the same."
