@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from tenuto.train.tokens import Tokens
@@ -38,8 +39,13 @@ def note(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def pytest_configure() -> None:
-    """One thread, before torch is imported: tiny tensors are slower on several, and others use the other processors."""
+    """One thread, before torch is imported: tiny tensors are slower on several, and others use the other processors.
+
+    Draws are the same in every run, so that a change is judged by itself; TENUTO_DRAWS=2000 draws others and more.
+    """
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+    settings.register_profile("same", derandomize="TENUTO_DRAWS" not in os.environ)
+    settings.load_profile("same")
 
 
 def watch() -> None:

@@ -279,7 +279,7 @@ def test_a_table_of_true_errors_leaves_the_switches_working(
     numbers = dict.fromkeys(("estimates", "worst", "mean", "output_error", "output_bound"), 0.5)
     shadow = {**numbers, "rtol": None, "kept": None}
     write_run(make("shadowed:n=1", shadow=shadow), example[0])
-    page = browser.open(write_report(example[0]))
+    page = browser.open(write_report(example[0]).path)
     assert page.console == []
     assert browser.evaluate(page, "document.querySelector('.switch-all').hidden") is False
 
@@ -297,7 +297,7 @@ def test_only_a_baseline_makes_a_page_too(
     make: Callable[..., Run],
 ) -> None:
     write_example(tmp_path, [make("none")])
-    page = browser.open(write_report(tmp_path))
+    page = browser.open(write_report(tmp_path).path)
     assert (page.console, page.outside) == ([], [])
 
 

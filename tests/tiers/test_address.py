@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tenuto.errors import InputError
-from tenuto.tiers.address import open_levels, open_tier
+from tenuto.tiers.address import open_levels, open_tier, split
 from tenuto.tiers.chain import Chain
 from tenuto.tiers.disk import DiskTier
 from tenuto.tiers.host import HostTier
@@ -68,3 +68,13 @@ def test_what_is_mistyped_is_named(address: str, words: str) -> None:
 def test_a_tier_of_bytes_has_no_codec() -> None:
     with pytest.raises(InputError, match="names a codec"):
         open_tier("host:?codec=int8")
+
+
+def test_a_comma_in_a_password_is_part_of_it() -> None:
+    assert split("host:?max=1MiB,redis://user:a,b@host, disk:/a,host:") == [
+        "host:?max=1MiB",
+        "redis://user:a,b@host",
+        " disk:/a",
+        "host:",
+    ]
+    assert split("redis://host?password=a,b") == ["redis://host?password=a,b"]

@@ -29,9 +29,9 @@ def store() -> None:
 def _opened(address: str) -> Iterator[list[Level]]:
     """The levels of an address; a folder that is not there is not made."""
     from tenuto.errors import InputError
-    from tenuto.tiers.address import open_levels
+    from tenuto.tiers.address import open_levels, split
 
-    for text in address.split(","):
+    for text in split(address):
         folder = Path(text.strip().removeprefix("disk:").partition("?")[0]).expanduser()
         if text.strip().startswith("disk:") and not folder.is_dir():
             raise InputError(f"There is no store in {folder}. Give the folder of one.")

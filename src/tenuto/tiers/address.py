@@ -9,11 +9,12 @@
     s3://bucket/folder                      an object store that fsspec knows
 
 Every address may say ``codec=int8`` (:mod:`tenuto.tiers.codec`; by default raw). Several, the fastest first, are
-separated by commas.
+separated by commas. A comma in a password is part of it.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
@@ -29,10 +30,11 @@ from tenuto.tiers.objects import ObjectTier
 from tenuto.tiers.remote import RemoteTier
 from tenuto.tiers.tier import Tier
 
-__all__ = ["Level", "open_levels", "open_tier"]
+__all__ = ["Level", "open_levels", "open_tier", "split"]
 
 EXAMPLE = "Give for example disk:~/.cache/tenuto/kv?max=10GiB, host:?max=1GiB or redis://HOST:6379/0."
 LOCAL = ("host:", "device:", "disk:")
+BEGINNING = re.compile(rf"\s*({'|'.join(LOCAL)}|[A-Za-z][A-Za-z0-9+.-]*://)")
 SERVERS = {"redis": "redis", "valkey": "redis", "rediss": "rediss", "valkeys": "rediss", "unix": "unix"}
 
 
@@ -51,7 +53,7 @@ def open_levels(addresses: str) -> list[Level]:
         InputError: no such kind of tier, an option it does not have, or a tier that cannot be opened.
     """
     secret = "@" in addresses  # then a part without a scheme may be part of a password
-    opened = [_open(text.strip(), secret) for text in addresses.split(",")]
+    opened = [_open(text.strip(), secret) for text in split(addresses)]
     levels: list[Level] = []
     for level in opened:
         if levels and levels[-1].codec == level.codec:
@@ -61,6 +63,17 @@ def open_levels(addresses: str) -> list[Level]:
         else:
             levels.append(level)
     return levels
+
+
+def split(addresses: str) -> list[str]:
+    """The single addresses of a text: in one with ``://`` a comma may be part of a password or an option."""
+    parts: list[str] = []
+    for part in addresses.split(","):
+        if parts and "://" in parts[-1] and not BEGINNING.match(part):
+            parts[-1] += f",{part}"
+        else:
+            parts.append(part)
+    return parts
 
 
 def open_tier(address: str) -> Tier:
