@@ -12,7 +12,7 @@ import torch
 
 from tenuto.kv.offload.predict import Guess, predictors
 from tenuto.kv.offload.read import logits
-from tenuto.kv.offload.row import Row
+from tenuto.kv.offload.row import PagedRow
 
 AHEAD = (1, 2, 4, 8)
 
@@ -84,7 +84,7 @@ class Recall:
             if exact:
                 self.exact.setdefault("what was read", []).append(_share(true, top))
 
-    def _tokens(self, row: Row, likely: list[int], ids: torch.Tensor, columns: int) -> dict[str, set[int]]:
+    def _tokens(self, row: PagedRow, likely: list[int], ids: torch.Tensor, columns: int) -> dict[str, set[int]]:
         """CXL-SpecKV's idea: the entries of the four likeliest next tokens. Their position has no entry yet; read as
         'entries of the same token, earlier', there are some."""
         numbers = row.numbers.view(len(row.pages), -1)

@@ -24,7 +24,7 @@ from peers import cache_dit, diffusers_hooks
 from tenuto import catalog
 from tenuto.bench.diffusion import bench as diffusion_bench
 from tenuto.bench.diffusion.job import Job
-from tenuto.bench.diffusion.rows import Entry
+from tenuto.bench.diffusion.rows import ImageEntry
 from tenuto.errors import TenutoError
 from tenuto.zoo.pipelines import ImageModel, load_model
 
@@ -43,7 +43,7 @@ OURS = {
 }
 FEWER = (33, 25, 17, 12, 10, 8)
 
-PEERS: dict[str, list[Callable[[], Entry]]] = {
+PEERS: dict[str, list[Callable[[], ImageEntry]]] = {
     "cache_dit": [
         partial(cache_dit.dbcache, threshold, warmup=warmup)
         for threshold, warmup in ((0.03, 4), (0.05, 4), (0.1, 4), (0.15, 4), (0.2, 2), (0.4, 2))
@@ -71,7 +71,7 @@ def spread(ladder: Sequence[object], points: int) -> list:
     return [ladder[round(i * (len(ladder) - 1) / max(points - 1, 1))] for i in range(points)]
 
 
-def rivals(wanted: Callable[[str], bool], points: int, model: ImageModel, job: Job) -> list[Entry]:
+def rivals(wanted: Callable[[str], bool], points: int, model: ImageModel, job: Job) -> list[ImageEntry]:
     """The peers' rows: first as documented, where that fails on this model, then the ladders."""
     entries = [entry for entry in diffusers_hooks.untouched() if wanted(entry.name)]
     for name, ladder in PEERS.items():

@@ -20,7 +20,7 @@ from tenuto.bench.diffusion import bench as diffusion_bench
 from tenuto.bench.diffusion.job import Job
 from tenuto.bench.kv import bench as kv_bench
 from tenuto.bench.kv.job import KVJob
-from tenuto.bench.reading import Entry
+from tenuto.bench.reading import CacheEntry
 from tenuto.calibration import Profile
 from tenuto.cli import main
 from tenuto.records.diffusion import read_runs
@@ -141,7 +141,9 @@ def test_demo(
     monkeypatch.setattr(zoo, "PACKAGED", tmp_path)
     monkeypatch.setattr(diffusion_bench, "DEMO", Job(steps=8, samples=10))
     monkeypatch.setattr(kv_bench, "DEMO", KVJob(contexts=(300,), tasks=("niah_single",), examples=1))
-    monkeypatch.setattr(kv_bench, "demo_rows", lambda: [Entry(policy=tenuto_.Knorm(), budget=MemoryBudget.keep(0.5))])
+    monkeypatch.setattr(
+        kv_bench, "demo_rows", lambda: [CacheEntry(policy=tenuto_.Knorm(), budget=MemoryBudget.keep(0.5))]
+    )
     monkeypatch.setattr(smollm2, "find", lambda: tiny_language)
     monkeypatch.setattr(smollm2, "at_hand", lambda: True)
     monkeypatch.setattr("tenuto.bench.diffusion.fitting.RUNS", 6)

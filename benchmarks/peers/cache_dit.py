@@ -13,7 +13,7 @@ from typing import Any
 
 from peers.counting import attachment
 from peers.restoring import as_they_were
-from tenuto.bench.diffusion.rows import Entry
+from tenuto.bench.diffusion.rows import ImageEntry
 
 __all__ = ["dbcache"]
 
@@ -45,7 +45,7 @@ def _version() -> str:
         return "not installed"
 
 
-def dbcache(threshold: float, *, first: int = 1, warmup: int = 4, order: int | None = None) -> Entry:
+def dbcache(threshold: float, *, first: int = 1, warmup: int = 4, order: int | None = None) -> ImageEntry:
     """DBCache; in brackets the names in its own config.
 
     Args:
@@ -56,7 +56,7 @@ def dbcache(threshold: float, *, first: int = 1, warmup: int = 4, order: int | N
     method = "cache_dit" if order is None else "cache_dit_taylorseer"
     numbers = {"threshold": threshold, "first": first, "warmup": warmup, "order": order}
     told = ",".join(f"{key}={value}" for key, value in numbers.items() if value is not None)
-    return Entry(
+    return ImageEntry(
         name=f"{method}:{told}",
         attach=attachment(
             lambda pipe: _enabled(pipe, first, threshold, warmup, order),

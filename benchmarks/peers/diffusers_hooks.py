@@ -25,7 +25,7 @@ from diffusers.hooks.hooks import CacheContext, _set_cache_context
 from peers.counting import attachment
 from peers.restoring import as_they_were
 from tenuto.bench.diffusion.job import CALIBRATION_OFFSET, CLASSES, Job
-from tenuto.bench.diffusion.rows import Entry
+from tenuto.bench.diffusion.rows import ImageEntry
 from tenuto.zoo.pipelines import ImageModel
 
 __all__ = ["Ratios", "first_block_cache", "mag_cache", "mag_ratios", "taylorseer", "untouched"]
@@ -46,32 +46,32 @@ def _hooked(pipe: Any, apply: Callable[[torch.nn.Module], None], context: str | 
         yield [vars(hook).get("state_manager") for hook in hooks]
 
 
-def untouched() -> list[Entry]:
+def untouched() -> list[ImageEntry]:
     """FirstBlockCache and TaylorSeer as diffusers documents them, with nothing done by hand."""
     documented = {
         "diffusers_fbc": lambda root: apply_first_block_cache(root, FirstBlockCacheConfig()),
         "diffusers_taylorseer": lambda root: apply_taylorseer_cache(root, TaylorSeerCacheConfig()),
     }
     return [
-        Entry(name=name, attach=attachment(lambda pipe, apply=apply: _hooked(pipe, apply, None)), optional=True)
+        ImageEntry(name=name, attach=attachment(lambda pipe, apply=apply: _hooked(pipe, apply, None)), optional=True)
         for name, apply in documented.items()
     ]
 
 
-def first_block_cache(threshold: float) -> Entry:
+def first_block_cache(threshold: float) -> ImageEntry:
     """FirstBlockCache: relative change of the first block's residual that may pass."""
 
     def apply(root: torch.nn.Module) -> None:
         apply_first_block_cache(root, FirstBlockCacheConfig(threshold=threshold))
 
-    return Entry(
+    return ImageEntry(
         name=f"diffusers_fbc:threshold={threshold}",
         attach=attachment(lambda pipe: _hooked(pipe, apply)),
         optional=True,
     )
 
 
-def taylorseer(interval: int, order: int) -> Entry:
+def taylorseer(interval: int, order: int) -> ImageEntry:
     """TaylorSeer in float32 (its bfloat16 default would round the forecast): interval and order as in its config."""
 
     def apply(root: torch.nn.Module) -> None:
@@ -85,7 +85,7 @@ def taylorseer(interval: int, order: int) -> Entry:
         )
         apply_taylorseer_cache(root, config)
 
-    return Entry(
+    return ImageEntry(
         name=f"diffusers_taylorseer:interval={interval},order={order}",
         attach=attachment(lambda pipe: _hooked(pipe, apply), "forecast"),
         optional=True,
@@ -114,7 +114,7 @@ def mag_ratios(model: ImageModel, job: Job) -> Ratios:
     return Ratios(tuple(ast.literal_eval(listed)), time.perf_counter() - started)
 
 
-def mag_cache(ratios: Ratios, threshold: float, longest: int, retention: float) -> Entry:
+def mag_cache(ratios: Ratios, threshold: float, longest: int, retention: float) -> ImageEntry:
     """MagCache: accumulated error that may pass, longest skip in steps, fraction of the steps that always compute."""
 
     def apply(root: torch.nn.Module) -> None:
@@ -127,7 +127,7 @@ def mag_cache(ratios: Ratios, threshold: float, longest: int, retention: float) 
         )
         apply_mag_cache(root, config)
 
-    return Entry(
+    return ImageEntry(
         name=f"diffusers_magcache:threshold={threshold},longest={longest},retention={retention}",
         attach=attachment(lambda pipe: _hooked(pipe, apply)),
         calibration_seconds=ratios.seconds,

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from tenuto.errors import CalibrationError
 from tenuto.home import home
-from tenuto.identity import Look, configuration, told
+from tenuto.identity import ModuleState, configuration, told
 from tenuto.weights import digests, join
 
 __all__ = ["Profile", "find", "fingerprint", "fits", "profile_folders"]
@@ -48,7 +48,7 @@ def fingerprint(module: torch.nn.Module) -> str:
     Raises:
         AttachError: weights are not in memory, or of a kind whose bytes cannot be had.
     """
-    look = Look(module)
+    look = ModuleState(module)
     told, known = _known.get(module, (None, ""))
     if told == (now := look.brief()):
         return known

@@ -4,9 +4,9 @@
     what modules hold besides                        eps, scaling, dropout, activation, an adapter's strength and state
     the configuration                                rotary embedding, caps, kinds of layers; not names and token ids
 
-Hashing the bytes costs about 1 s per 4 GB and happens once (:mod:`tenuto.weights`); afterwards a look suffices
-(:class:`Look`): modules and tensors are the same objects, at the same place, of the same version, and some bytes of
-each are as they were. What a look cannot see is a change of a few rows through ``.data``, which PyTorch does not count;
+Hashing the bytes costs about 1 s per 4 GB and happens once (:mod:`tenuto.weights`); afterwards comparing is enough
+(:class:`ModuleState`): modules and tensors are the same objects, at the same place, of the same version, and some bytes
+of each are as they were. What that cannot see is a change of a few rows through ``.data``, which PyTorch does not count;
 attaching again hashes again.
 """
 
@@ -25,7 +25,7 @@ from torch import nn
 from tenuto.errors import AttachError
 from tenuto.weights import digests, join, pieces
 
-__all__ = ["Identity", "Look", "autocast", "configuration", "told"]
+__all__ = ["Identity", "ModuleState", "autocast", "configuration", "told"]
 
 OURS = ("accelerate", "diffusers", "peft", "tenuto", "torch", "transformers")
 """Packages whose hooks are known not to change what a module computes, or say so in what is looked at."""
@@ -57,7 +57,7 @@ class Identity:
 
     def __init__(self, root: nn.Module) -> None:
         self.root = root
-        self._look: Look | None = None
+        self._look: ModuleState | None = None
         self._mark = ""
 
     def mark(self) -> str:
@@ -67,7 +67,7 @@ class Identity:
             AttachError: what the module's numbers depend on cannot be known.
         """
         if self._look is None or not self._look.same():
-            look = Look(self.root)
+            look = ModuleState(self.root)
             if look.problem:
                 self._look = None
                 raise AttachError(look.problem)
@@ -76,7 +76,7 @@ class Identity:
         return self._mark
 
 
-class Look:
+class ModuleState:
     """A module as it is now.
 
     Attributes:

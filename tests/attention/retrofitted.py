@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from tenuto.attention import added
-from tenuto.attention.policy import Call, Shape
+from tenuto.attention.policy import AttentionCall, Shape
 
 SIZES = {
     "vocab_size": 61,
@@ -58,12 +58,12 @@ def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(2, 61, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def call(length: int) -> Call:
+def call(length: int) -> AttentionCall:
     """Random queries, keys and values of one row for a layer of ``SHAPE``, without norm and rotation."""
     generator = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(1, heads, length, 6, generator=generator) for heads in (4, 2, 2))
     number = torch.arange(length)[None]
-    return Call(
+    return AttentionCall(
         q=q,
         k=k,
         v=v,

@@ -9,12 +9,12 @@ import torch
 
 import tenuto
 from tenuto.bench.likelihood import AGREEMENT, CONTINUED, KL, PERPLEXITY, Agreement, Perplexity, text_of
-from tenuto.bench.reading import Entry, reading
+from tenuto.bench.reading import CacheEntry, reading
 from tenuto.budget import MemoryBudget
 from tenuto.zoo.language import LanguageModel, load_language
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FEW = Entry(policy=tenuto.Knorm(), budget=MemoryBudget.tokens(8))
+FEW = CacheEntry(policy=tenuto.Knorm(), budget=MemoryBudget.tokens(8))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_perplexity_is_the_models_own(language: LanguageModel) -> None:
     whole = torch.cat([case.context[0], case.following])
     logits = language.model(whole[None]).logits[0, 39:-1].detach()
     wanted = torch.nn.functional.cross_entropy(logits, whole[40:])
-    with reading(language, Entry(), case.context) as read:
+    with reading(language, CacheEntry(), case.context) as read:
         assert case.scores(read) == {PERPLEXITY: pytest.approx(float(wanted), abs=1e-4)}
     with reading(language, FEW, case.context) as read:
         assert case.scores(read)[PERPLEXITY] != pytest.approx(float(wanted), abs=1e-3)
@@ -44,7 +44,7 @@ def test_perplexity_is_the_models_own(language: LanguageModel) -> None:
 
 def test_agreement_with_oneself_is_perfect_and_with_others_is_not(language: LanguageModel) -> None:
     case = Agreement(language, 1, 40)
-    with reading(language, Entry(), case.context) as read:
+    with reading(language, CacheEntry(), case.context) as read:
         own = case.scores(read)
     assert own == {AGREEMENT: 1.0, KL: pytest.approx(0.0, abs=1e-6)}
     assert case.uncached is not None

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import tenuto
-from tenuto.bench.reading import BINS, Entry, reading
+from tenuto.bench.reading import BINS, CacheEntry, reading
 from tenuto.budget import MemoryBudget
 from tenuto.zoo.language import LanguageModel, load_language
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SMALL = Entry(policy=tenuto.Knorm(), budget=MemoryBudget.keep(0.25))
-WHOLE = Entry(policy=tenuto.Knorm(), budget=MemoryBudget.keep(1.0))
+SMALL = CacheEntry(policy=tenuto.Knorm(), budget=MemoryBudget.keep(0.25))
+WHOLE = CacheEntry(policy=tenuto.Knorm(), budget=MemoryBudget.keep(1.0))
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def plain_answer(language: LanguageModel, ids: torch.Tensor, count: int) -> list
     return [int(token) for token in ids[0, -count:]]
 
 
-@pytest.mark.parametrize("entry", [Entry(), WHOLE], ids=["plain", "whole"])
-def test_answers_are_the_models_own(language: LanguageModel, context: torch.Tensor, entry: Entry) -> None:
+@pytest.mark.parametrize("entry", [CacheEntry(), WHOLE], ids=["plain", "whole"])
+def test_answers_are_the_models_own(language: LanguageModel, context: torch.Tensor, entry: CacheEntry) -> None:
     question = language.encode("what?")
     wanted = plain_answer(language, torch.cat([context, question], 1), 5)
     with reading(language, entry, context) as read:
@@ -50,7 +50,7 @@ def test_answers_are_the_models_own(language: LanguageModel, context: torch.Tens
 
 
 def test_an_answer_ends_where_the_model_ends_it(language: LanguageModel, context: torch.Tensor) -> None:
-    with reading(language, Entry(), context) as read:
+    with reading(language, CacheEntry(), context) as read:
         said = read.greedy(4)
         last = next(i for i, token in enumerate(said) if token not in said[:i] and i)
         language.model.generation_config.eos_token_id = [said[last]]
@@ -82,8 +82,8 @@ def test_question_and_answer_come_on_top_of_the_budget(language: LanguageModel, 
 
 
 def test_a_plain_cache_holds_everything(language: LanguageModel, context: torch.Tensor) -> None:
-    with reading(language, Entry(), context) as read:
+    with reading(language, CacheEntry(), context) as read:
         held = read.held()
     assert held.bytes_held == held.bytes_full == held.peak_bytes == 2 * 2 * 2 * context.shape[1] * 8 * 4
-    assert (Entry().name, Entry().budget_text) == ("none", "full")
+    assert (CacheEntry().name, CacheEntry().budget_text) == ("none", "full")
     assert (SMALL.name, SMALL.budget_text) == ("knorm", "keep=0.25")

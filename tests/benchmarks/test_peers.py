@@ -16,7 +16,7 @@ import torch
 
 from tenuto.bench.diffusion.contender import Calls, Contender
 from tenuto.bench.diffusion.job import Job
-from tenuto.bench.diffusion.rows import Entry
+from tenuto.bench.diffusion.rows import ImageEntry
 from tenuto.errors import AttachError
 from tenuto.zoo.pipelines import ImageModel, load_model
 
@@ -82,7 +82,7 @@ def state(model: ImageModel) -> list[dict[str, Any]]:
 
 def test_executions_are_counted_not_believed(peers: Callable[[str], ModuleType], model: ImageModel) -> None:
     before = state(model)
-    row = Contender(Entry(name="fake", attach=peers("counting").attachment(_Fake())), model, JOB)
+    row = Contender(ImageEntry(name="fake", attach=peers("counting").attachment(_Fake())), model, JOB)
     with Calls(model, 100, "test") as row.counter:
         row.work(0)
         assert row.counter.count == row.expected_calls == 8 + 1
@@ -103,7 +103,7 @@ def test_a_peer_that_never_skips_is_the_plain_pipeline(peers: Callable[[str], Mo
     def idle(pipe: Any) -> Iterator[list[object]]:
         yield []
 
-    row = Contender(Entry(name="idle", attach=peers("counting").attachment(idle)), model, JOB)
+    row = Contender(ImageEntry(name="idle", attach=peers("counting").attachment(idle)), model, JOB)
     row.work(0)
     assert torch.equal(row.pictures[0], model.draw([0, 1], [0, 1], 8, 1.5))
     assert (row.telemetry().reuse_ratio, row.telemetry().flops_speedup) == (0.0, 1.0)
@@ -113,7 +113,7 @@ def test_a_peers_own_words_are_kept(peers: Callable[[str], ModuleType], model: I
     before = state(model)
     attach = peers("counting").attachment(_Fake(ValueError("no context\n  is set")))
     with pytest.raises(AttachError, match=r"^ValueError: no context is set$"):
-        Contender(Entry(name="fake", attach=attach), model, JOB).probe()
+        Contender(ImageEntry(name="fake", attach=attach), model, JOB).probe()
     assert state(model) == before
 
 

@@ -11,12 +11,12 @@ from stepping import full, make_step
 from tenuto.diffusion.ladder import RUNGS, Cell, Ladder, Weights, packed, rung_of, solve, unpacked
 from tenuto.diffusion.policy import Streams
 from tenuto.diffusion.ridge import Gram
-from tenuto.diffusion.trajectory import Past, Schedule, features, follow
+from tenuto.diffusion.trajectory import Past, StepSchedule, features, follow
 from tenuto.errors import CalibrationError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH, RANK, BINS, GAPS = 4, 2, 5, 3
-SCHEDULE = Schedule((900.0, 700.0, 500.0, 300.0, 100.0))
+SCHEDULE = StepSchedule((900.0, 700.0, 500.0, 300.0, 100.0))
 SHAPES: dict[str, tuple[tuple[int, int], ...]] = {
     "residual": (),
     "affine": ((2, WIDTH),),

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from tenuto.errors import AttachError, InputError, PolicyError, StoreError
 from tenuto.shards import Expert, KeyCluster, RoundRobin, Schedule, Summary, shard
 from tenuto.shards.policies.pikv import UTILITIES
-from tenuto.shards.schedule import Use
+from tenuto.shards.schedule import PageUse
 from tenuto.testing.kv import TOLERANCE, follow, tokens
 from tenuto.tiers.host import HostTier
 
@@ -23,7 +23,7 @@ def column(*numbers: float) -> torch.Tensor:
     return torch.tensor(numbers)
 
 
-USE = Use(
+USE = PageUse(
     step=9,
     last=column(1, 9, 5, 3, 7),
     count=column(1, 2, 9, 1, 3),

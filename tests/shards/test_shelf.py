@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from tenuto.errors import AttachError, InputError
 from tenuto.shards import Expert, KeyCluster, RoundRobin, Schedule, Summary, shard
-from tenuto.shards.shelf import Shelf
+from tenuto.shards.shelf import ShardPages
 from tenuto.testing.kv import TOLERANCE, follow, tokens
 from tenuto.tiers.codec import PageCodec
 
@@ -92,7 +92,7 @@ def test_tiers_forks_and_turns_read_the_same_codes(codec: str) -> None:
 def test_what_is_coded_stays_where_pages_are_forgotten() -> None:
     codec = PageCodec("int8")
     keys, values = torch.randn(2, 12, 8), torch.randn(2, 12, 8)
-    shelf = Shelf(4, keys, values, codec)
+    shelf = ShardPages(4, keys, values, codec)
     at = torch.arange(12)
     shelf.put(3, at // 4, at % 4, keys, values)
     shelf.encode([1, 2])

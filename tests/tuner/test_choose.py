@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tenuto import catalog
-from tenuto.bench.diffusion.tuning import Outcome
+from tenuto.bench.diffusion.tuning import TrialOutcome
 from tenuto.calibration import Profile
 from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.records.diffusion import Run
@@ -40,11 +40,11 @@ class World:
     def speedup(self, policy: FeaturePolicy) -> float:
         return 1 / (1 / self.truth(policy)[0] + OVERHEAD) * math.exp(self.rng.normal(0, self.jitter))
 
-    def measure(self, policy: FeaturePolicy, profile: Profile | None, title: str) -> Outcome:
+    def measure(self, policy: FeaturePolicy, profile: Profile | None, title: str) -> TrialOutcome:
         self.calls.append(title)
         flops, quality = self.truth(policy)
         psnr = tuple(self.rng.normal(quality, self.spread, self.samples).tolist())
-        return Outcome(psnr=psnr, flops_speedup=flops, speedup=self.speedup(policy))
+        return TrialOutcome(psnr=psnr, flops_speedup=flops, speedup=self.speedup(policy))
 
 
 def searched(target: str, world: World, names: tuple[str, ...] = tuple(QUALITY), trials: int = 6) -> Search:
@@ -123,8 +123,8 @@ def test_an_unreachable_target_gives_the_nearest() -> None:
 def test_what_reused_nothing_is_no_choice() -> None:
     search = Search(Target.parse("psnr>=30"))
 
-    def nothing(policy: FeaturePolicy, profile: Profile | None, title: str) -> Outcome:
-        return Outcome(psnr=(100.0, 100.0), flops_speedup=None, speedup=1.0)
+    def nothing(policy: FeaturePolicy, profile: Profile | None, title: str) -> TrialOutcome:
+        return TrialOutcome(psnr=(100.0, 100.0), flops_speedup=None, speedup=1.0)
 
     search.run([space_of(catalog.method("every_n"))], 4, nothing, lambda name, policy: None)
     assert search.settings

@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from tenuto.bench.diffusion.tuning import Outcome
+from tenuto.bench.diffusion.tuning import TrialOutcome
 from tenuto.errors import InputError
 from tenuto.records.diffusion import Run
 from tenuto.tuner.target import Target, lower_bound, predicted_speedup
 
 
-def outcome(psnr: float = 40.0, flops: float | None = 2.0, spread: float = 1.0) -> Outcome:
-    return Outcome(psnr=(psnr - spread, psnr + spread) * 10, flops_speedup=flops, speedup=1.9)
+def outcome(psnr: float = 40.0, flops: float | None = 2.0, spread: float = 1.0) -> TrialOutcome:
+    return TrialOutcome(psnr=(psnr - spread, psnr + spread) * 10, flops_speedup=flops, speedup=1.9)
 
 
 @pytest.mark.parametrize("given", ["psnr>=30", " psnr >= 30.0 ", "speedup>=2", "ssim>=.98", "flops_speedup>=1.5"])

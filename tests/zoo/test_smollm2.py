@@ -10,7 +10,7 @@ import torch
 import tenuto
 from tenuto.bench.kv.cases import make_case
 from tenuto.bench.likelihood import Perplexity
-from tenuto.bench.reading import Entry, reading
+from tenuto.bench.reading import CacheEntry, reading
 from tenuto.budget import MemoryBudget
 from tenuto.zoo import smollm2
 from tenuto.zoo.language import LanguageModel, load_language
@@ -35,7 +35,7 @@ def test_a_later_start_is_quick(language: LanguageModel) -> None:
 
 def test_it_answers_from_a_whole_and_from_half_a_cache(language: LanguageModel) -> None:
     case = make_case(language, "niah_single", 1, 256, "after")
-    for entry in (Entry(), Entry(policy=tenuto.Knorm(), budget=MemoryBudget.keep(0.5))):
+    for entry in (CacheEntry(), CacheEntry(policy=tenuto.Knorm(), budget=MemoryBudget.keep(0.5))):
         with reading(language, entry, case.context) as read:
             assert case.scores(read) == {"niah_single": 1.0}
             assert read.held().bytes_held <= (0.52 if entry.policy else 1.0) * read.held().bytes_full
@@ -43,7 +43,7 @@ def test_it_answers_from_a_whole_and_from_half_a_cache(language: LanguageModel) 
 
 def test_a_full_budget_is_the_identity(language: LanguageModel) -> None:
     case = Perplexity(language, 0, 128)
-    with reading(language, Entry(), case.context) as plain:
+    with reading(language, CacheEntry(), case.context) as plain:
         wanted = plain.forced(case.following.tolist())
-    with reading(language, Entry(policy=tenuto.SnapKV(), budget=MemoryBudget.keep(1.0)), case.context) as read:
+    with reading(language, CacheEntry(policy=tenuto.SnapKV(), budget=MemoryBudget.keep(1.0)), case.context) as read:
         assert torch.allclose(read.forced(case.following.tolist()), wanted, atol=2e-3)

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from tenuto.attention.policy import Call, Heads, Shape, State
+from tenuto.attention.policy import AttentionCall, Heads, Shape, State
 
 __all__ = ["FullHeads", "FullState", "causal", "masked"]
 
@@ -21,7 +21,7 @@ class FullState(State):
     v: torch.Tensor | None = None
 
 
-def causal(call: Call, k: torch.Tensor, v: torch.Tensor, state: FullState | None) -> torch.Tensor:
+def causal(call: AttentionCall, k: torch.Tensor, v: torch.Tensor, state: FullState | None) -> torch.Tensor:
     """Normalise and rotate, add the new columns to the state, attend to all.
 
     A sequence without padding and without earlier columns goes through the very call of transformers' SDPA attention.
@@ -49,7 +49,7 @@ def causal(call: Call, k: torch.Tensor, v: torch.Tensor, state: FullState | None
     )
 
 
-def masked(call: Call) -> torch.Tensor:
+def masked(call: AttentionCall) -> torch.Tensor:
     """Raw keys and values side by side, zero for padding ``[batch, kv_heads, tokens, 2 head_dim]``."""
     both = torch.cat([call.k, call.v], -1)
     return both if bool(call.real.all()) else both * call.real[:, None, :, None].to(both.dtype)
@@ -66,7 +66,7 @@ class FullHeads(Heads):
         """An empty state."""
         return FullState()
 
-    def forward(self, call: Call, state: State | None) -> torch.Tensor:
+    def forward(self, call: AttentionCall, state: State | None) -> torch.Tensor:
         """See :class:`Heads`."""
         return causal(call, call.k, call.v, cast(FullState | None, state))
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from tenuto.attention.cache import state_in
 from tenuto.attention.numbering import check_mask, check_positions, numbers
-from tenuto.attention.policy import Call, Heads, Rotate, State
+from tenuto.attention.policy import AttentionCall, Heads, Rotate, State
 from tenuto.errors import AttachError
 
 __all__ = ["Retrofitted"]
@@ -54,7 +54,7 @@ class Retrofitted(nn.Module):
                 f"The cache holds {len(state.count)} rows and {batch} were given. Give one cache per batch."
             )
         number = self._numbers(attention_mask, batch, tokens, position_ids, state, q.device)
-        call = Call(
+        call = AttentionCall(
             q=q,
             k=k,
             v=v,

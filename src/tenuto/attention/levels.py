@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import dropout as drop
 
-__all__ = ["Level", "Mixed", "mix"]
+__all__ = ["Level", "LevelMix", "mix"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,14 +25,14 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Mixed:
+class LevelMix:
     """The output ``[..., queries, head_dim]`` and each level's share of attention by name ``[..., queries]``."""
 
     out: torch.Tensor
     share: dict[str, torch.Tensor]
 
 
-def mix(levels: list[Level], dropout: float = 0.0) -> Mixed:
+def mix(levels: list[Level], dropout: float = 0.0) -> LevelMix:
     """The softmax over all levels: ``o = sum_l e^(lse_l - lse) o_l``. At least one key of each query must be seen.
 
     An empty level, or one of which nothing is seen, has no share. ``dropout`` is the chance of a weight to be left out.
@@ -48,4 +48,4 @@ def mix(levels: list[Level], dropout: float = 0.0) -> Mixed:
         total = sums if total is None else total + sums
     if out is None or total is None:
         raise ValueError("no levels")
-    return Mixed(out / total[..., None], {name: sums / total for name, sums in mass.items()})
+    return LevelMix(out / total[..., None], {name: sums / total for name, sums in mass.items()})

@@ -1,7 +1,7 @@
 """The contract of the attention family: what a layer does with its queries, keys and values, and what it keeps of them.
 
 An :class:`Attention` is a frozen dataclass of numbers. :meth:`Attention.build` makes one :class:`Heads` per layer: an
-``nn.Module`` with the learned parameters the method adds. ``Heads`` sees one :class:`Call` at a time and a
+``nn.Module`` with the learned parameters the method adds. ``Heads`` sees one :class:`AttentionCall` at a time and a
 :class:`State` that carries everything from one call to the next, so one model serves many sequences, in training
 (no state), in one call, in chunks and token by token, with the same result.
 
@@ -24,7 +24,7 @@ from tenuto.errors import AttachError, PolicyError
 from tenuto.method import Method
 from tenuto.paper import Claim, Paper
 
-__all__ = ["Attention", "Call", "Claim", "Heads", "Paper", "Rotate", "Shape", "State", "shares"]
+__all__ = ["Attention", "AttentionCall", "Claim", "Heads", "Paper", "Rotate", "Shape", "State", "shares"]
 
 Rotate = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -99,7 +99,7 @@ class State:
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Call:
+class AttentionCall:
     """One call of one layer.
 
     Attributes:
@@ -148,7 +148,7 @@ class Heads(nn.Module, ABC):
         """An empty state."""
 
     @abstractmethod
-    def forward(self, call: Call, state: State | None) -> torch.Tensor:
+    def forward(self, call: AttentionCall, state: State | None) -> torch.Tensor:
         """The output of the heads ``[batch, heads, tokens, head_dim]``, and ``state`` brought up to date in place.
 
         Without a state the call is a whole sequence, and autograd goes through all of it. ``state.seen`` and

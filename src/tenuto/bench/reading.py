@@ -20,13 +20,13 @@ from tenuto.measure.speed import synchronise
 from tenuto.reuse.prefix import PrefixStore
 from tenuto.zoo.language import LanguageModel
 
-__all__ = ["Entry", "Held", "Reading", "attached", "new_cache", "plain_bytes", "reading", "whole"]
+__all__ = ["CacheEntry", "CacheSize", "Reading", "attached", "new_cache", "plain_bytes", "reading", "whole"]
 
 BINS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class CacheEntry:
     """A row of a benchmark: a policy with its budget, or neither for the uncompressed cache.
 
     Attributes:
@@ -51,7 +51,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class CacheSize:
     """What a cache held after a context.
 
     Attributes:
@@ -136,15 +136,15 @@ class Reading:
         synchronise(self.language.device)
         return (now() - start) / count
 
-    def held(self) -> Held:
+    def held(self) -> CacheSize:
         """What the cache holds."""
         if self.run is None:
             size = plain_bytes(self.cache)
-            return Held(bytes_held=size, bytes_full=size, peak_bytes=size, heads=[], survivors=[])
+            return CacheSize(bytes_held=size, bytes_full=size, peak_bytes=size, heads=[], survivors=[])
         cache = self.cache
         heads = [[count / self.tokens for count in rows[0]] for rows in cache.counts()]
         shares = [self._survivors(layer, len(heads[layer])) for layer in range(len(heads))]
-        return Held(
+        return CacheSize(
             bytes_held=cache.bytes_held,
             bytes_full=cache.bytes_full,
             peak_bytes=cache.peak,
@@ -173,7 +173,7 @@ def plain_bytes(cache: Any) -> int:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
-def attached(language: LanguageModel, entry: Entry) -> AbstractContextManager[AttachedRun | None]:
+def attached(language: LanguageModel, entry: CacheEntry) -> AbstractContextManager[AttachedRun | None]:
     """A row's policy on the model inside a ``with`` block; None for the uncompressed cache.
 
     Raises:
@@ -192,7 +192,7 @@ def whole(language: LanguageModel) -> AbstractContextManager[AttachedRun]:
 
 
 @contextmanager
-def reading(language: LanguageModel, entry: Entry, context: torch.Tensor) -> Iterator[Reading]:
+def reading(language: LanguageModel, entry: CacheEntry, context: torch.Tensor) -> Iterator[Reading]:
     """Read a context ``[1, tokens]`` under a row's policy, which stays attached inside the ``with`` block.
 
     Raises:

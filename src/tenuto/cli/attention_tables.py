@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from tenuto.errors import InputError, closest
-from tenuto.records.attention import AttentionRun, Group, Mean, grouped
+from tenuto.records.attention import AttentionRun, Mean, SeedGroup, grouped
 
 __all__ = ["attention_tables", "bands", "markdown"]
 
@@ -55,7 +55,7 @@ def attention_tables(runs: Sequence[AttentionRun], baselines: Sequence[str] = ()
     return "\n\n".join(parts)
 
 
-def _contexts(groups: Sequence[Group]) -> list[int]:
+def _contexts(groups: Sequence[SeedGroup]) -> list[int]:
     return sorted({bits.context for group in groups for run in group.runs for bits in run.bits})
 
 
@@ -74,7 +74,7 @@ def _shown(mean: Mean | None, form: str = ".3f") -> str:
     return f"{value:{form}}" + (f" ± {(interval[1] - interval[0]) / 2:.3f}" if interval else "")
 
 
-def _quality(groups: Sequence[Group]) -> str:
+def _quality(groups: Sequence[SeedGroup]) -> str:
     contexts = _contexts(groups)
     head = ["attention", "seeds", "parameters", *(f"bits/byte at {c}" for c in contexts)]
     head += [f"last quarter of {contexts[-1]}", "training tokens/CPU s"]
@@ -94,7 +94,7 @@ def _quality(groups: Sequence[Group]) -> str:
     return "Held-out bits per byte, mean over seeds and 95 % interval.\n\n" + markdown(head, rows)
 
 
-def _differences(groups: Sequence[Group], baseline: Group) -> str:
+def _differences(groups: Sequence[SeedGroup], baseline: SeedGroup) -> str:
     contexts = _contexts(groups)
     rows = []
     for group in groups:
@@ -113,7 +113,7 @@ def _signed(mean: Mean | None) -> str:
     return f"{value:+.4f}" + (f" ({interval[0]:+.4f} to {interval[1]:+.4f})" if interval else "")
 
 
-def _recall(groups: Sequence[Group]) -> str:
+def _recall(groups: Sequence[SeedGroup]) -> str:
     length = _contexts(groups)[-1]
     spans = bands(length)
     rows = []
@@ -126,7 +126,7 @@ def _recall(groups: Sequence[Group]) -> str:
     return f"{title}\n\n{markdown(head, rows)}"
 
 
-def _residues(groups: Sequence[Group], period: int) -> str:
+def _residues(groups: Sequence[SeedGroup], period: int) -> str:
     """Recall by distance modulo a stride, of all attentions: where only periodic ones have blind spots."""
     contexts = _contexts(groups)
     edges = [period * part // RESIDUES for part in range(RESIDUES + 1)]
@@ -143,7 +143,7 @@ def _residues(groups: Sequence[Group], period: int) -> str:
     return f"{title}\n\n{markdown(head, rows)}"
 
 
-def _decoding(groups: Sequence[Group]) -> str:
+def _decoding(groups: Sequence[SeedGroup]) -> str:
     contexts = sorted({decode.context for group in groups for decode in group.decode})
     head = ["attention", *(f"ms at {c}" for c in contexts), *(f"MiB at {c}" for c in contexts)]
     rows = []
@@ -160,7 +160,7 @@ def _size(held: dict[str, int]) -> str:
     return " + ".join([f"{held.get('device', 0) / MEBI:.2f}", *below])
 
 
-def _usage(groups: Sequence[Group]) -> str:
+def _usage(groups: Sequence[SeedGroup]) -> str:
     rows = []
     levels = list(dict.fromkeys(level for g in groups for run in g.runs for layer in run.usage for level in layer))
     for group in groups:

@@ -33,7 +33,7 @@ USED_LATER = (
 )
 
 
-class _Here(threading.local):
+class _ThisCall(threading.local):
     """The call that this thread is making."""
 
     call: Call | None = None
@@ -70,7 +70,7 @@ class Denoiser:
         self.displaced: Callable[[], None] = _nothing
         self.wrapped: Any = None
         self.attentions = attentions(layout.root)
-        self._here = _Here()
+        self._here = _ThisCall()
 
     @property
     def context(self) -> str | None:

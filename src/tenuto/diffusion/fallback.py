@@ -10,7 +10,7 @@ import torch
 from tenuto.diffusion.gate import Verdict
 from tenuto.diffusion.online import OnlineEstimator, OnlineGate
 from tenuto.diffusion.policy import Estimator, Step, StepGate, Streams
-from tenuto.diffusion.trajectory import Schedule
+from tenuto.diffusion.trajectory import StepSchedule
 
 __all__ = ["FallbackEstimator", "FallbackGate"]
 
@@ -22,7 +22,7 @@ class FallbackGate(StepGate):
 
     fitted: StepGate
     online: OnlineGate
-    schedule: Schedule
+    schedule: StepSchedule
     shared: ClassVar[bool] = False
 
     def _gate(self, step: Step) -> StepGate:
@@ -44,7 +44,7 @@ class FallbackEstimator(Estimator):
 
     fitted: Estimator
     online: OnlineEstimator
-    schedule: Schedule
+    schedule: StepSchedule
 
     def _estimator(self, step: Step) -> Estimator:
         return self.fitted if self.schedule.serves(step.total) else self.online

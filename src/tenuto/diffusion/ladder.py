@@ -26,7 +26,7 @@ import torch
 
 from tenuto.diffusion.policy import Estimator, Step, Streams
 from tenuto.diffusion.ridge import Gram
-from tenuto.diffusion.trajectory import Past, Schedule, follow
+from tenuto.diffusion.trajectory import Past, StepSchedule, follow
 from tenuto.errors import CalibrationError
 
 __all__ = ["RUNGS", "Cell", "Ladder", "Weights", "flops_per_token", "packed", "rung_of", "solve", "unpacked"]
@@ -86,7 +86,7 @@ class Ladder(Estimator):
     used.
     """
 
-    schedule: Schedule
+    schedule: StepSchedule
     bins: int
     cells: Mapping[Cell, Weights] = field(hash=False)
     _placed: dict[Any, Weights] = field(default_factory=dict, hash=False, compare=False, repr=False)

@@ -141,7 +141,7 @@ class _Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _KnownSteps:
     """What a span's computed steps have shown: the last one's index, the steps from the one before to it, its streams,
     and the errors so far."""
 
@@ -161,23 +161,23 @@ class OnlineEstimator(Estimator):
 
     kind: ClassVar[Any] = "forecast"
 
-    def init(self) -> _Known | None:
+    def init(self) -> _KnownSteps | None:
         return None
 
-    def ready(self, state: _Known | None, step: Step) -> bool:
+    def ready(self, state: _KnownSteps | None, step: Step) -> bool:
         return state is not None and state.errors is not None
 
-    def estimate(self, state: _Known, step: Step) -> Streams:
+    def estimate(self, state: _KnownSteps, step: Step) -> Streams:
         gap = step.index - state.index
         return tuple(None if s is None else s.forecast(gap, state.owes(gap)) for s in state.streams)
 
-    def observe(self, state: _Known | None, step: Step, residual: Streams) -> _Known:
+    def observe(self, state: _KnownSteps | None, step: Step, residual: Streams) -> _KnownSteps:
         if state is None or any((s is None) != (r is None) for s, r in zip(state.streams, residual, strict=True)):
-            return _Known(step.index, 1, tuple(None if r is None else _Stream(r) for r in residual))
+            return _KnownSteps(step.index, 1, tuple(None if r is None else _Stream(r) for r in residual))
         gap = step.index - state.index
         pairs = zip(state.streams, residual, strict=True)
         streams = tuple(None if s is None or r is None else s.after(r, gap, state.owes(gap), step) for s, r in pairs)
-        known = _Known(step.index, gap, streams)
+        known = _KnownSteps(step.index, gap, streams)
         image, true, guess = step.hidden[0], residual[0], self.estimate(state, step)[0]
         if image is None or true is None or guess is None:
             return known
@@ -185,11 +185,11 @@ class OnlineEstimator(Estimator):
         return replace(known, errors=state.errors.after(error, gap) if state.errors else ErrorModel.first(error, gap))
 
     def expected(self, state: Any) -> torch.Tensor | None:
-        return state.errors.told() if isinstance(state, _Known) and state.errors is not None else None
+        return state.errors.told() if isinstance(state, _KnownSteps) and state.errors is not None else None
 
 
 @dataclass(frozen=True, slots=True)
-class _GateState:
+class _OnlineState:
     """The last computed step, the steps from the one before to it, what has been spent, and what an estimate at this
     step would cost."""
 
@@ -212,10 +212,10 @@ class OnlineGate(StepGate):
     longest: int
     shared: ClassVar[bool] = False
 
-    def init(self) -> _GateState | None:
+    def init(self) -> _OnlineState | None:
         return None
 
-    def judge(self, state: _GateState | None, step: Step) -> tuple[Verdict, _GateState | None]:
+    def judge(self, state: _OnlineState | None, step: Step) -> tuple[Verdict, _OnlineState | None]:
         known = None
         if state is not None and step.index - state.index <= min(self.longest, GROWTH * state.gap - 1):
             known = step.expected()
@@ -227,9 +227,9 @@ class OnlineGate(StepGate):
         reuse = left > 0 and bound <= left
         return Verdict(reuse=reuse, statistic=bound, critical=left, alpha=self.alpha), replace(state, charge=bound)
 
-    def settled(self, state: _GateState | None, step: Step, verdict: Verdict, computed: bool) -> _GateState | None:
+    def settled(self, state: _OnlineState | None, step: Step, verdict: Verdict, computed: bool) -> _OnlineState | None:
         if not computed:
             return replace(state, budget=state.budget.spend(state.charge)) if state else None
         if state is None:
-            return _GateState(step.index, 1, self.budget)
-        return _GateState(step.index, step.index - state.index, state.budget.renew())
+            return _OnlineState(step.index, 1, self.budget)
+        return _OnlineState(step.index, step.index - state.index, state.budget.renew())

@@ -24,8 +24,8 @@ from tenuto.diffusion.gate import fit_gate, fit_levels
 from tenuto.diffusion.ladder import RUNGS, Cell, Ladder, Weights, flops_per_token, packed, rung_of, solve
 from tenuto.diffusion.policy import Estimator, FeaturePolicy, Recorder, Scope, Span, Step, Streams
 from tenuto.diffusion.ridge import Gram
-from tenuto.diffusion.subspace import WIDE, WIDTH, Inside, RangeFinder, Seen, narrow, narrowed, see
-from tenuto.diffusion.trajectory import Past, Schedule, Trace, change_of, features, pairs
+from tenuto.diffusion.subspace import WIDE, WIDTH, Inside, RangeFinder, SeenSteps, narrow, narrowed, see
+from tenuto.diffusion.trajectory import Past, StepSchedule, Trace, change_of, features, pairs
 from tenuto.errors import CalibrationError
 
 __all__ = ["LadderRecorder", "Sample", "error_ratios", "samples"]
@@ -48,7 +48,7 @@ class Sample(NamedTuple):
     residual: Streams
 
 
-def samples(trace: Trace, schedule: Schedule, longest: int) -> Iterator[Sample]:
+def samples(trace: Trace, schedule: StepSchedule, longest: int) -> Iterator[Sample]:
     """Every step of an uncached generation, estimated from every gap up to ``longest``."""
     for (branch, span), steps in trace.items():
         for index, _, past in pairs(steps, longest):
@@ -179,7 +179,7 @@ class LadderRecorder(Recorder):
     def rehearsals(self) -> tuple[FeaturePolicy, ...]:
         return self._rehearsals
 
-    def estimated(self, step: Step, state: Past | Seen, residual: Streams) -> None:
+    def estimated(self, step: Step, state: Past | SeenSteps, residual: Streams) -> None:
         if isinstance(state, Past):
             self.closed.append(Sample(step, state, residual))
             return
@@ -190,9 +190,9 @@ class LadderRecorder(Recorder):
         self.closed.append(Sample(small, Past(past.index, *few), self._few(span, residual)))
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> StepSchedule:
         """The denoising steps seen."""
-        return Schedule(tuple(self.timesteps[i] for i in sorted(self.timesteps)))
+        return StepSchedule(tuple(self.timesteps[i] for i in sorted(self.timesteps)))
 
     def _digest(self) -> None:
         """Stream the finished generation into the Gram matrices, or hold it out."""

@@ -21,7 +21,18 @@ from tenuto.diffusion.ladder import Ladder
 from tenuto.diffusion.policy import Estimator, Step, Streams
 from tenuto.diffusion.trajectory import Past, follow
 
-__all__ = ["WIDE", "WIDTH", "Bases", "Inside", "ProjectedLadder", "RangeFinder", "Seen", "narrow", "narrowed", "see"]
+__all__ = [
+    "WIDE",
+    "WIDTH",
+    "Bases",
+    "Inside",
+    "ProjectedLadder",
+    "RangeFinder",
+    "SeenSteps",
+    "narrow",
+    "narrowed",
+    "see",
+]
 
 WIDE = 256
 """Channels above which a model is fitted in a subspace."""
@@ -94,7 +105,7 @@ class Inside(Estimator):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SeenSteps:
     """The last computed steps as they were seen, and the last residual in full."""
 
     past: Past
@@ -112,10 +123,10 @@ class ProjectedLadder(Estimator):
     bases: Bases = field(hash=False)
     _placed: dict[Any, torch.Tensor] = field(default_factory=dict, hash=False, compare=False, repr=False)
 
-    def init(self) -> Seen | None:
+    def init(self) -> SeenSteps | None:
         return None
 
-    def ready(self, state: Seen | None, step: Step) -> bool:
+    def ready(self, state: SeenSteps | None, step: Step) -> bool:
         return state is not None
 
     def see(self, span: int, streams: Streams) -> Streams:
@@ -128,7 +139,7 @@ class ProjectedLadder(Estimator):
             self._placed[key] = self.bases[span, stream].to(like.device, like.dtype)
         return self._placed[key]
 
-    def estimate(self, state: Seen, step: Step) -> Streams:
+    def estimate(self, state: SeenSteps, step: Step) -> Streams:
         span, inside = step.span.index, narrow(self.see(step.span.index, step.hidden))
         guesses = self.ladder.estimate(narrowed(state.past), replace(step, hidden=inside))
         found: list[torch.Tensor | None] = []
@@ -139,16 +150,16 @@ class ProjectedLadder(Estimator):
                 found.append(whole + (guess - seen[..., :WIDTH]) @ self._basis(span, i, whole)[:, :WIDTH].T)
         return tuple(found)
 
-    def observe(self, state: Seen | None, step: Step, residual: Streams) -> Seen:
+    def observe(self, state: SeenSteps | None, step: Step, residual: Streams) -> SeenSteps:
         span = step.span.index
         seen = self.see(span, step.hidden), self.see(span, residual)
-        return Seen(follow(state.past if state else None, step.index, *seen), residual)
+        return SeenSteps(follow(state.past if state else None, step.index, *seen), residual)
 
-    def flops(self, state: Seen, step: Step) -> float:
+    def flops(self, state: SeenSteps, step: Step) -> float:
         thin = sum(2.0 * s.numel() * (2 * WIDTH + SKETCH) for s in step.hidden if s is not None)
         return thin + self.ladder.flops(state.past, step)
 
-    def flops_observed(self, state: Seen | None, step: Step) -> float:
+    def flops_observed(self, state: SeenSteps | None, step: Step) -> float:
         return sum(4.0 * s.numel() * (WIDTH + SKETCH) for s in step.hidden if s is not None)
 
     def nbytes(self) -> int:

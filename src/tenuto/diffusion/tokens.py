@@ -86,7 +86,7 @@ def _put(rows: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
     return whole.scatter_(-2, rows.expand_as(values), values)
 
 
-class _Here(threading.local):
+class _Narrowing(threading.local):
     """What this thread narrows."""
 
     narrow: _Narrow | None = None
@@ -103,7 +103,7 @@ class Subset:
     """
 
     def __init__(self, block: Block) -> None:
-        self._here = _Here()
+        self._here = _Narrowing()
         name = type(block.module).__name__
         mixing = [type(m).__name__ for m in block.module.modules() if isinstance(m, CONVOLUTIONS)]
         if mixing:

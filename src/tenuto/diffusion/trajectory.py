@@ -10,13 +10,13 @@ import torch
 from tenuto.diffusion.policy import Streams
 from tenuto.errors import CalibrationError
 
-__all__ = ["Past", "Schedule", "Trace", "change_of", "features", "follow", "pairs"]
+__all__ = ["Past", "StepSchedule", "Trace", "change_of", "features", "follow", "pairs"]
 
 Trace = dict[tuple[str, int], list[tuple[Streams, Streams]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
+class StepSchedule:
     """The denoising steps a profile was fitted on: ``timesteps`` in order, divided evenly into bins."""
 
     timesteps: tuple[float, ...]

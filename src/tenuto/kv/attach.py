@@ -37,7 +37,7 @@ from tenuto.kv.offload.settings import Prefetch
 from tenuto.kv.policy import Every, KVMethod, KVPolicy
 from tenuto.kv.run import AttachedRun
 from tenuto.kv.section import opened
-from tenuto.kv.stores import Store
+from tenuto.kv.stores import PromptStore
 from tenuto.restoring import attend_by, wrap_until
 from tenuto.tiers.host import HostTier
 from tenuto.tiers.tier import Tier
@@ -172,7 +172,7 @@ def attach(
     *,
     budget: MemoryBudget,
     every: int | None = None,
-    store: Store | None = None,
+    store: PromptStore | None = None,
     tier: Tier | None = None,
     prefetch: Prefetch | None = None,
 ) -> Iterator[AttachedRun]:

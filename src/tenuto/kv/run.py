@@ -24,7 +24,7 @@ from tenuto.kv.policy import KVMethod, KVPolicy
 from tenuto.kv.saved import load, save
 from tenuto.kv.section import opened, phase_in, sections
 from tenuto.kv.step import Phase
-from tenuto.kv.stores import Joiner, Prefixes
+from tenuto.kv.stores import Joiner, StoredPrefixes
 from tenuto.restoring import plain_attention
 from tenuto.tiers.tier import Tier
 
@@ -49,7 +49,7 @@ class AttachedRun:
         blocks: KVPolicy,
         budget: MemoryBudget,
         *,
-        prefixes: Prefixes | None = None,
+        prefixes: StoredPrefixes | None = None,
         tier: Tier | None = None,
         prefetch: Prefetch | None = None,
     ) -> None:

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from tenuto.kv.cache import KVCache
     from tenuto.kv.models import Layout
 
-__all__ = ["Joiner", "Prefixes", "Store"]
+__all__ = ["Joiner", "PromptStore", "StoredPrefixes"]
 
 
-class Prefixes(Protocol):
+class StoredPrefixes(Protocol):
     """A store of prompts, for one attached model.
 
     Attributes:
@@ -43,10 +43,10 @@ class Prefixes(Protocol):
         """Bytes of a prompt's pages ``[1, tokens]``, and how many of its tokens can be loaded."""
 
 
-class Store(Protocol):
+class PromptStore(Protocol):
     """A store of prompts that several models may share."""
 
-    def of(self, model: Any, layout: Layout, policy: KVPolicy) -> Prefixes:
+    def of(self, model: Any, layout: Layout, policy: KVPolicy) -> StoredPrefixes:
         """The store as one attached model sees it.
 
         Raises:

@@ -20,7 +20,7 @@ import torch
 from tenuto.errors import InputError
 from tenuto.records.timing import Timing
 
-__all__ = ["Claim", "PeakMemory", "Work", "claim", "interleave", "synchronise", "timed"]
+__all__ = ["PeakMemory", "Speedup", "Work", "claim", "interleave", "synchronise", "timed"]
 
 Work = Callable[[int], float]
 """One measured piece of work: given the number of the repeat (negative for a warm-up), it returns its seconds."""
@@ -67,7 +67,7 @@ def interleave(baseline: Work, methods: Mapping[str, Work], repeats: int = 5, wa
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
+class Speedup:
     """The speed-up that may be claimed, median and range of the pairs; None with the reason in ``withheld``."""
 
     speedup: float | None = None
@@ -75,7 +75,7 @@ class Claim:
     withheld: str | None = None
 
 
-def claim(timing: Timing, *, saved: bool, identical: bool, exact: bool) -> Claim:
+def claim(timing: Timing, *, saved: bool, identical: bool, exact: bool) -> Speedup:
     """The honesty rule: no speed-up where nothing was saved, nor where the output gives the saving the lie.
 
     Args:
@@ -85,11 +85,11 @@ def claim(timing: Timing, *, saved: bool, identical: bool, exact: bool) -> Claim
         exact: whether the method claims that it does.
     """
     if not saved:
-        return Claim(withheld="nothing was reused: every block was computed at every step")
+        return Speedup(withheld="nothing was reused: every block was computed at every step")
     if identical and not exact:
-        return Claim(withheld="the output equals the uncached one, and the policy does not claim to be exact")
+        return Speedup(withheld="the output equals the uncached one, and the policy does not claim to be exact")
     ratios = timing.ratios
-    return Claim(speedup=median(ratios), speedup_range=(min(ratios), max(ratios)))
+    return Speedup(speedup=median(ratios), speedup_range=(min(ratios), max(ratios)))
 
 
 class PeakMemory:

@@ -19,7 +19,7 @@ __all__ = [
     "AttentionRun",
     "Bits",
     "Decode",
-    "Group",
+    "SeedGroup",
     "grouped",
     "read_attention_runs",
     "write_attention_run",
@@ -133,7 +133,7 @@ class AttentionRun(Header):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class SeedGroup:
     """The records of one attention, by seed."""
 
     attention: str
@@ -149,7 +149,7 @@ class Group:
         values = [value for run in self.runs if (value := measure(run)) is not None]
         return (fsum(values) / len(values), mean_interval(values)) if values else None
 
-    def against(self, other: Group, measure: Measure) -> Mean | None:
+    def against(self, other: SeedGroup, measure: Measure) -> Mean | None:
         """The mean paired difference to another attention with the same seeds; None if they share no seed."""
         theirs = {run.seed: value for run in other.runs if (value := measure(run)) is not None}
         pairs = [(measure(run), theirs[run.seed]) for run in self.runs if run.seed in theirs]
@@ -162,10 +162,10 @@ class Group:
         return next((run.decode for run in self.runs if run.decode), ())
 
 
-def grouped(runs: Sequence[AttentionRun]) -> list[Group]:
+def grouped(runs: Sequence[AttentionRun]) -> list[SeedGroup]:
     """By attention: the plain ones first, then by name."""
     names = sorted({run.attention for run in runs}, key=lambda name: (_place(name), name))
-    return [Group(attention=name, runs=tuple(r for r in runs if r.attention == name)) for name in names]
+    return [SeedGroup(attention=name, runs=tuple(r for r in runs if r.attention == name)) for name in names]
 
 
 def _place(attention: str) -> int:

@@ -12,14 +12,14 @@ from tenuto.records.header import Header
 from tenuto.report import units
 from tenuto.report.diffusion.table import BASELINE, IDENTICAL, Row
 
-__all__ = ["Difference", "Fact", "Headline", "common_facts", "differences", "headlines", "shared_head"]
+__all__ = ["Difference", "Headline", "SharedFact", "common_facts", "differences", "headlines", "shared_head"]
 
 CLOSE = 30.0
 """PSNR in dB from which differences are hard to see."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fact:
+class SharedFact:
     """A name and a value that every Run of the page shares, in one of the groups Measured, Settings, Versions."""
 
     group: str
@@ -66,10 +66,10 @@ def _gathered(runs: Sequence[tuple[str, Header]]) -> dict[tuple[str, str], dict[
     return gathered
 
 
-def common_facts(runs: Sequence[tuple[str, Header]]) -> list[Fact]:
+def common_facts(runs: Sequence[tuple[str, Header]]) -> list[SharedFact]:
     """What every Run, given with its name on the page, shares: model, weights, family, device, settings, versions."""
     shared = {key: next(iter(values)) for key, values in _gathered(runs).items() if len(values) == 1}
-    return [Fact(group=group, name=name, value=value) for (group, name), value in shared.items()]
+    return [SharedFact(group=group, name=name, value=value) for (group, name), value in shared.items()]
 
 
 def differences(runs: Sequence[tuple[str, Header]]) -> list[Difference]:

@@ -24,7 +24,7 @@ import torch
 
 from tenuto.errors import InputError, StoreError
 from tenuto.tiers import page as pages
-from tenuto.tiers.address import Level, open_levels
+from tenuto.tiers.address import StoreLevel, open_levels
 from tenuto.tiers.forked import renewed_in_child
 from tenuto.tiers.key import KeySpace
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tenuto.kv.policy import KVPolicy
     from tenuto.reuse.restore import Prefixes
 
-__all__ = ["PrefixStore", "Shelf", "Stretch"]
+__all__ = ["ModelPages", "PrefixStore", "Stretch"]
 
 TOGETHER = 8
 """Pages asked of a tier at a time, while those before them are decoded."""
@@ -66,7 +66,7 @@ class PrefixStore:
         InputError: no such address or codec, or a page of no tokens.
     """
 
-    def __init__(self, address: str | Sequence[Level], *, page: int = 64, tenant: str = "") -> None:
+    def __init__(self, address: str | Sequence[StoreLevel], *, page: int = 64, tenant: str = "") -> None:
         if page < 1:
             raise InputError(f"A page of {page} tokens was asked for. Give at least 1.")
         self.levels = open_levels(address) if isinstance(address, str) else list(address)
@@ -104,7 +104,7 @@ class PrefixStore:
 
     def shelf(
         self, model: str, dtype: torch.dtype, adapter: str = "", sizes: tuple[int, int, int] | None = None
-    ) -> Shelf:
+    ) -> ModelPages:
         """The pages of one model.
 
         Args:
@@ -118,9 +118,9 @@ class PrefixStore:
             KeySpace(model=model, tokenizer="", adapter=adapter, dtype=kind, codec=name, tenant=self.tenant)
             for name in names
         ]
-        return Shelf(self, tuple(spaces), dtype, sizes)
+        return ModelPages(self, tuple(spaces), dtype, sizes)
 
-    def behind(self, shelf: Shelf, tokens: Sequence[int], stretch: Stretch) -> None:
+    def behind(self, shelf: ModelPages, tokens: Sequence[int], stretch: Stretch) -> None:
         """Write a stretch in the background; only one is held in memory at a time."""
         self.flush()
         with self._mutex:
@@ -169,7 +169,7 @@ class PrefixStore:
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class ModelPages:
     """One model's pages in a store: ``spaces``, a key space per level; ``sizes`` as of :meth:`PrefixStore.shelf`."""
 
     store: PrefixStore

@@ -11,7 +11,7 @@ from tenuto.identity import autocast
 from tenuto.kv.cache import KVCache
 from tenuto.kv.models import Layout
 from tenuto.kv.policy import ALL, KVPolicy
-from tenuto.reuse.prefix import Shelf, Stretch
+from tenuto.reuse.prefix import ModelPages, Stretch
 from tenuto.tiers.codec import finite
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Prefixes:
             self.store.fault(f"Nothing is kept or loaded. {error}")
             return None
 
-    def shelf(self, origin: str) -> Shelf:
+    def shelf(self, origin: str) -> ModelPages:
         """The pages of the model under a name it has, or had."""
         return self.store.shelf(origin, self.layout.dtype, sizes=self.sizes)
 

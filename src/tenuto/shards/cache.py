@@ -13,7 +13,7 @@ from tenuto.errors import AttachError, InputError, StoreError
 from tenuto.kv.models import Layout
 from tenuto.shards.agreement import mark
 from tenuto.shards.layer import ShardedLayer
-from tenuto.shards.plan import Books, Plan, Step
+from tenuto.shards.plan import Plan, ReadTotals, Step
 
 __all__ = ["ShardedCache"]
 
@@ -30,7 +30,7 @@ class ShardedCache(Cache):  # type: ignore[misc]
     """
 
     def __init__(self, plan: Plan, layout: Layout, route: Callable[[int], torch.Tensor | None]) -> None:
-        self.plan, self.layout, self.books, self.route = plan, layout, Books(), route
+        self.plan, self.layout, self.books, self.route = plan, layout, ReadTotals(), route
         layers: list[Any] = [
             ShardedLayer(number, plan, self.books, lambda number=number: route(number))  # type: ignore[misc]
             if spec.site
@@ -225,7 +225,7 @@ class ShardedCache(Cache):  # type: ignore[misc]
                 self.layers[number] = self.layout.layers[number].sliding_layer()
         self.real, self.history, self.broken = None, 0, False
 
-    # Books.
+    # Counts of what was read.
 
     @property
     def bytes_held(self) -> int:

@@ -18,10 +18,10 @@ from tenuto.kv.engine import EngineLayer
 from tenuto.kv.offload.read import wide
 from tenuto.shards.gradients import Refused, among_themselves
 from tenuto.shards.merge import Part, merge, pack, part, rest, unpack
-from tenuto.shards.plan import Books, Plan, Step
+from tenuto.shards.plan import Plan, ReadTotals, Step
 from tenuto.shards.policy import Arrivals
 from tenuto.shards.selector import Asked, Selector
-from tenuto.shards.shelf import Shelf
+from tenuto.shards.shelf import ShardPages
 from tenuto.shards.table import Table
 
 __all__ = ["ShardedLayer"]
@@ -38,11 +38,11 @@ class ShardedLayer(EngineLayer):
 
     differentiable = True
 
-    def __init__(self, number: int, plan: Plan, books: Books, route: Callable[[], torch.Tensor | None]) -> None:
+    def __init__(self, number: int, plan: Plan, books: ReadTotals, route: Callable[[], torch.Tensor | None]) -> None:
         super().__init__()
         self.number, self.plan, self.books, self.route = number, plan, books, route
         self.tables: list[Table] = []
-        self.shelves: list[dict[int, Shelf]] = []
+        self.shelves: list[dict[int, ShardPages]] = []
         self.seen: list[int] = []
         self.columns = 0
         self.step: Step | None = None
@@ -302,7 +302,7 @@ class ShardedLayer(EngineLayer):
             needs = plan.selector.needs if plan.selector else ()
             self.tables = [Table(plan.placement.page, plan.shards, keys.device, needs) for _ in keys]
             self.shelves = [
-                {shard: Shelf(plan.placement.page, k, v, plan.codec) for shard in plan.mine}
+                {shard: ShardPages(plan.placement.page, k, v, plan.codec) for shard in plan.mine}
                 for k, v in zip(keys, values, strict=True)
             ]
             self.seen = [0] * len(keys)

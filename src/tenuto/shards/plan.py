@@ -13,7 +13,7 @@ from tenuto.shards.schedule import Scheduler
 from tenuto.shards.selector import Selector
 from tenuto.tiers.codec import PageCodec
 
-__all__ = ["Books", "Plan", "Step"]
+__all__ = ["Plan", "ReadTotals", "Step"]
 
 RAW = PageCodec()
 
@@ -57,7 +57,7 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Books:
+class ReadTotals:
     """What decoding steps read, of all rows and layers.
 
     Attributes:

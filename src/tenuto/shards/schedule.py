@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["DECAY", "SINKS", "Scheduler", "Use", "edges", "order"]
+__all__ = ["DECAY", "SINKS", "PageUse", "Scheduler", "edges", "order"]
 
 
 @dataclass(slots=True, eq=False)
-class Use:
+class PageUse:
     """How pages of one row and layer were used, ``[pages]`` float32 each.
 
     Attributes:
@@ -45,7 +45,7 @@ def order(x: torch.Tensor) -> torch.Tensor:
     return x.argsort(stable=True).argsort(stable=True).float() / max(len(x) - 1, 1)
 
 
-def edges(use: Use) -> torch.Tensor:
+def edges(use: PageUse) -> torch.Tensor:
     """1 for the pages with one of the first or last tokens of the row, 0 for others ``[pages]``."""
     newest = use.newest.max() if len(use.newest) else torch.zeros(())
     return ((use.oldest < SINKS) | (use.newest > newest - RECENT)).float()
@@ -70,10 +70,10 @@ class Scheduler(ABC):
         return False
 
     @abstractmethod
-    def worth(self, use: Use) -> torch.Tensor:
+    def worth(self, use: PageUse) -> torch.Tensor:
         """What each page is worth ``[pages]``; the lowest leave first."""
 
-    def demoted(self, use: Use, held: torch.Tensor, pages: int) -> torch.Tensor:
+    def demoted(self, use: PageUse, held: torch.Tensor, pages: int) -> torch.Tensor:
         """Which pages leave memory, their numbers; of the full ones in memory, ``held [pages]`` bool.
 
         Args:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from safetensors.torch import load, save
 
-from tenuto.kv.offload.pool import Page, Pool
+from tenuto.kv.offload.pool import Pool, PooledPage
 from tenuto.tiers.codec import PageCodec
 
-__all__ = ["Shelf"]
+__all__ = ["ShardPages"]
 
 
-class Shelf:
+class ShardPages:
     """Room for whole pages.
 
     Attributes:
@@ -28,7 +28,7 @@ class Shelf:
         self.page, self.codec, self.keys, self.values = page, codec, keys[:, :0].clone(), values[:, :0].clone()
         self.at = torch.zeros(0, dtype=torch.int64, device=keys.device)
         self.coded: dict[int, dict[str, torch.Tensor]] = {}
-        self.below: dict[int, Page] = {}
+        self.below: dict[int, PooledPage] = {}
 
     def put(self, pages: int, page: torch.Tensor, slot: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Hold ``keys``, ``values [kv_heads, new, head_dim]`` at pages and slots ``[new]``; of ``pages`` pages then."""
@@ -134,9 +134,9 @@ class Shelf:
         stay = pages.tolist()
         self.coded = {number[old]: named for old, named in self.coded.items() if stay[old]}
 
-    def copied(self) -> Shelf:
+    def copied(self) -> ShardPages:
         """A copy of its own; pages below are shared."""
-        other = Shelf(self.page, self.keys, self.values, self.codec)
+        other = ShardPages(self.page, self.keys, self.values, self.codec)
         other.keys, other.values, other.at = self.keys.clone(), self.values.clone(), self.at.clone()
         other.coded, other.below = dict(self.coded), dict(self.below)
         return other

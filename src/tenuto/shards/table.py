@@ -13,7 +13,7 @@ import torch
 
 from tenuto.errors import AttachError
 from tenuto.shards.policy import Places
-from tenuto.shards.schedule import DECAY, Use
+from tenuto.shards.schedule import DECAY, PageUse
 
 __all__ = ["Table"]
 
@@ -30,7 +30,7 @@ class Table:
         memory: what the placement remembers.
         below: pages that are in a lower tier only ``[pages]`` bool; coded: that are held through a codec.
         gone: full pages of each shard that were deleted ``[shards]`` int64.
-        usage: how pages were used, by the names of :class:`Use` ``[pages]`` float32; step: decoding steps so far.
+        usage: how pages were used, by the names of :class:`PageUse` ``[pages]`` float32; step: decoding steps so far.
     """
 
     def __init__(self, page: int, shards: int, device: torch.device, needs: Collection[str] = ()) -> None:
@@ -126,10 +126,10 @@ class Table:
         self.usage["count"] = self.usage["count"] + read
         self.usage["mass"], self.usage["share"] = DECAY * self.usage["mass"] + share, share
 
-    def use(self) -> Use:
+    def use(self) -> PageUse:
         """How pages were used so far."""
         filled = self.index.masked_fill(self.index < 0, 2**30)
-        return Use(self.step, **self.usage, newest=self.index.amax(-1).float(), oldest=filled.amin(-1).float())
+        return PageUse(self.step, **self.usage, newest=self.index.amax(-1).float(), oldest=filled.amin(-1).float())
 
     def check_crop(self, length: int) -> None:
         """Whether tokens from number ``length`` on can be forgotten.

@@ -45,7 +45,7 @@ class Use:
     seed: int = 0
 
 
-class _Text:
+class _WantedText:
     """What a cache should hold: ``ids`` and ``mask [rows, columns]``."""
 
     def __init__(self, use: Use, vocabulary: int) -> None:
@@ -70,7 +70,7 @@ class _Text:
     def positions(self) -> torch.Tensor:
         return (self.mask.cumsum(-1) - 1).clamp(min=0)
 
-    def copied(self) -> _Text:
+    def copied(self) -> _WantedText:
         other = copy.copy(self)
         other.chance = torch.Generator().manual_seed(self.use.seed + 1)
         return other
@@ -91,7 +91,7 @@ def law_use(use: Use, model: Any, plain: Any, new: Callable[[], Any], room: floa
     Raises:
         LawError: they differ, or something else was refused.
     """
-    text, cache, refused, left = _Text(use, plain.config.vocab_size), new(), 0, list[tuple[_Text, Any]]()
+    text, cache, refused, left = _WantedText(use, plain.config.vocab_size), new(), 0, list[tuple[_WantedText, Any]]()
     for name, number in (*use.calls, ("steps", 1)):
         try:
             cache, text = _act(name, number, text, cache, (model, plain, room), left)
@@ -114,11 +114,11 @@ def law_use(use: Use, model: Any, plain: Any, new: Callable[[], Any], room: floa
 def _act(
     name: str,
     number: int,
-    text: _Text,
+    text: _WantedText,
     cache: Any,
     models: tuple[Any, Any, float],
-    left: list[tuple[_Text, Any]],
-) -> tuple[Any, _Text]:
+    left: list[tuple[_WantedText, Any]],
+) -> tuple[Any, _WantedText]:
     held, many = text.ids.shape[1], max(number, 1)
     if name in ("read", "inference", "thread"):
         text.longer(many)
@@ -147,7 +147,7 @@ def _act(
         cache = copy.deepcopy(cache)
     elif name == "reset":
         cache.reset()
-        text = _Text(text.use, text.vocabulary)
+        text = _WantedText(text.use, text.vocabulary)
     elif name == "wrong" and held:
         _refuses(text, cache, models[0])
     return cache, text
@@ -174,7 +174,7 @@ def _in_thread(act: Callable[[], None]) -> None:
         raise raised[0]
 
 
-def _refuses(text: _Text, cache: Any, model: Any) -> None:
+def _refuses(text: _WantedText, cache: Any, model: Any) -> None:
     """A mask that hides what is held is refused, and the cache is what it was."""
     mask = torch.cat([1 - text.mask, torch.ones(len(text.ids), 1, dtype=torch.int64)], 1)
     try:
@@ -184,7 +184,7 @@ def _refuses(text: _Text, cache: Any, model: Any) -> None:
     expect(False, "a later mask that hides what is held is refused", mask)
 
 
-def _compare(text: _Text, cache: Any, count: int, model: Any, plain: Any, room: float) -> None:
+def _compare(text: _WantedText, cache: Any, count: int, model: Any, plain: Any, room: float) -> None:
     part = slice(text.ids.shape[1] - count, None)
     given = {"attention_mask": text.mask, "position_ids": text.positions[:, part]}
     got = model(text.ids[:, part], past_key_values=cache, **given).logits

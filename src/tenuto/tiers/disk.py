@@ -23,7 +23,7 @@ from tenuto.errors import InputError, StoreError
 from tenuto.tiers import record, segment
 from tenuto.tiers.claimed import claim
 from tenuto.tiers.forked import renewed_in_child
-from tenuto.tiers.index import Index
+from tenuto.tiers.index import SegmentIndex
 from tenuto.tiers.segment import Damage, Place
 from tenuto.tiers.tier import Tier
 
@@ -63,7 +63,7 @@ class DiskTier(Tier):
             raise InputError(f"A disk tier of {capacity} bytes in segments of {segment_bytes}. Give more than zero.")
         self.folder, self.capacity, self.segment_bytes = Path(folder), capacity, min(segment_bytes, capacity // 8)
         self.durable, self.lock_timeout = durable, lock_timeout
-        self._index = Index(self.folder)
+        self._index = SegmentIndex(self.folder)
         self._mine = ""  # the segment this object appends to
         self.after_fork()
         renewed_in_child(self)

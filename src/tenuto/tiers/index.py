@@ -13,7 +13,7 @@ from pathlib import Path
 from tenuto.tiers import record, segment
 from tenuto.tiers.segment import Place
 
-__all__ = ["Extent", "Index"]
+__all__ = ["Extent", "SegmentIndex"]
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class Extent:
     live: int = 0
 
 
-class Index:
+class SegmentIndex:
     """Keys to places, the least recently used key first; a key has several places if a writer was killed in between.
 
     It can be behind the folder, never wrong about it: a record says itself whether it is still the one meant.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from tenuto import catalog
-from tenuto.bench.diffusion.tuning import Outcome
+from tenuto.bench.diffusion.tuning import TrialOutcome
 from tenuto.calibration import Profile
 from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.records.diffusion import Run
@@ -21,7 +21,7 @@ __all__ = ["FRONT", "Search", "Setting"]
 FRONT = 8
 """Most settings that are measured again on held-out seeds."""
 
-Measure = Callable[[FeaturePolicy, "Profile | None", str], Outcome]
+Measure = Callable[[FeaturePolicy, "Profile | None", str], TrialOutcome]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Setting:
     values: dict[str, float]
     policy: FeaturePolicy
     profile: Profile | None
-    outcome: Outcome
+    outcome: TrialOutcome
 
     @property
     def text(self) -> str:

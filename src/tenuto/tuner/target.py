@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 
 from scipy.stats import t as student
 
-from tenuto.bench.diffusion.tuning import Outcome
+from tenuto.bench.diffusion.tuning import TrialOutcome
 from tenuto.errors import InputError, closest
 from tenuto.records.diffusion import Run
 
@@ -39,7 +39,7 @@ def lower_bound(values: Sequence[float]) -> float:
     return fmean(values) - float(student.ppf(CONFIDENCE, n - 1)) * stdev(values) * math.sqrt(2 / n)
 
 
-def predicted_speedup(outcome: Outcome, overhead: float) -> float:
+def predicted_speedup(outcome: TrialOutcome, overhead: float) -> float:
     """Wall-clock speed-up if, beside the operations, ``overhead`` of the uncached time is spent; 1 if none are saved.
 
     The overhead is pooled over a policy's settings: operations are counted without noise, a single timing is not.
@@ -84,7 +84,7 @@ class Target:
         """Whether a stronger setting comes nearer to it."""
         return self.metric in ALLOWANCE
 
-    def margin(self, outcome: Outcome, speedup: float) -> float:
+    def margin(self, outcome: TrialOutcome, speedup: float) -> float:
         """By how much a setting meets the target; negative if it does not. ``speedup`` is the predicted one.
 
         Raises:
@@ -98,7 +98,7 @@ class Target:
             raise InputError("The pictures of this model are too small for SSIM. Give a target for psnr or speedup.")
         return lower_bound(values) - self.least
 
-    def gain(self, outcome: Outcome, speedup: float) -> float:
+    def gain(self, outcome: TrialOutcome, speedup: float) -> float:
         """What is worth having among settings that meet the target: quality if it is about speed, else speed."""
         return fmean(outcome.psnr) if self.is_speed else math.log(speedup)
 

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from tenuto.attention import MKA, Window, held, keep_far, retrofit, watch
 from tenuto.attention.policies.mka import MKAHeads
-from tenuto.attention.policy import Call, Shape, shares
+from tenuto.attention.policy import AttentionCall, Shape, shares
 from tenuto.errors import AttachError, PolicyError, StoreError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,7 +88,7 @@ def test_it_is_what_the_docstring_says() -> None:
         for weight in heads.parameters():
             weight.add_(torch.randn_like(weight) * 0.5)
         q, k, v = torch.randn(1, 2, 31, 8), torch.randn(1, 1, 31, 8), torch.randn(1, 1, 31, 8)
-        call = Call(
+        call = AttentionCall(
             q=q,
             k=k,
             v=v,
@@ -113,7 +113,7 @@ def test_what_is_recalled_is_the_chunk_that_answers() -> None:
     for recall in (0, 1):
         heads = MKA(window=8, sinks=2, chunk=4, recall=recall, horizons=0).build(shape)
         heads.usage = {}
-        call = Call(
+        call = AttentionCall(
             q=q,
             k=k,
             v=v,

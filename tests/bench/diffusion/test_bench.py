@@ -18,7 +18,7 @@ from tenuto import catalog
 from tenuto.bench.diffusion.bench import _matching_steps, bench, demo_policies
 from tenuto.bench.diffusion.contender import Contender
 from tenuto.bench.diffusion.job import Job
-from tenuto.bench.diffusion.rows import Entry, cached
+from tenuto.bench.diffusion.rows import ImageEntry, cached
 from tenuto.bench.diffusion.scores import psnr
 from tenuto.errors import AttachError, InputError, ModelError
 from tenuto.records.diffusion import Run, read_runs
@@ -150,7 +150,7 @@ def test_pictures_are_stored_and_differ(measured: Measured, tiny_model: Path) ->
 def test_quality_is_that_of_the_attached_pipeline(measured: Measured, tiny_model: Path) -> None:
     model = load_model(str(tiny_model))
     drawn = []
-    for entry in (Entry(name="none"), cached(tenuto.EveryN())):
+    for entry in (ImageEntry(name="none"), cached(tenuto.EveryN())):
         row = Contender(entry, model, JOB)
         for repeat in range(5):
             row.work(repeat)
@@ -202,7 +202,7 @@ def _refuses(model: ImageModel, rehearse: Callable[[], None]) -> Iterator[Teleme
 def test_rivals_are_rows_like_the_others(tiny_model: Path, tmp_path: Path, offline: None) -> None:
     rivals = [
         replace(cached(tenuto.EveryN(n=4)), name="peer:n=4", versions={"peer": "1.2"}, optional=True),
-        Entry(name="peer:refused", attach=_refuses, optional=True),
+        ImageEntry(name="peer:refused", attach=_refuses, optional=True),
     ]
     job = Job(steps=8, samples=4, batch=2)
     runs = {

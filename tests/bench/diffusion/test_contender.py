@@ -13,7 +13,7 @@ import torch
 import tenuto
 from tenuto.bench.diffusion.contender import Calls, Contender, merged
 from tenuto.bench.diffusion.job import Job
-from tenuto.bench.diffusion.rows import Entry, cached
+from tenuto.bench.diffusion.rows import ImageEntry, cached
 from tenuto.errors import AttachError
 from tenuto.telemetry import Event, Telemetry
 from tenuto.zoo.pipelines import ImageModel, load_model
@@ -43,7 +43,7 @@ def test_the_rehearsal_is_in_no_book(model: ImageModel) -> None:
 
 
 def test_the_baseline_is_the_plain_pipeline(model: ImageModel) -> None:
-    row = Contender(Entry(name="none"), model, JOB)
+    row = Contender(ImageEntry(name="none"), model, JOB)
     row.probe()
     for repeat in range(2):
         row.work(repeat)
@@ -75,7 +75,7 @@ def test_a_refusal_is_a_result_only_where_that_was_said(model: ImageModel) -> No
         raise AttachError("It wants another model.")
         yield Telemetry()
 
-    entry = Entry(name="peer", attach=refuses)
+    entry = ImageEntry(name="peer", attach=refuses)
     with pytest.raises(AttachError, match="another model"):
         Contender(entry, model, JOB).probe()
     row = Contender(replace(entry, optional=True), model, JOB)

@@ -11,7 +11,7 @@ import pytest
 from tenuto import catalog
 from tenuto.bench.kv import bench as kv_bench
 from tenuto.bench.kv.job import KVJob
-from tenuto.bench.reading import Entry
+from tenuto.bench.reading import CacheEntry
 from tenuto.budget import MemoryBudget
 from tenuto.errors import InputError
 from tenuto.records.kv import read_kv_runs
@@ -21,8 +21,8 @@ from tenuto.zoo import named as zoo
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 JOB = KVJob(contexts=(300, 400), tasks=("niah_single", "multi_turn", "perplexity"), examples=2, decoded=2)
 ROWS = [
-    Entry(policy=catalog.parse("knorm", "kv"), budget=MemoryBudget.keep(0.5)),
-    Entry(policy=catalog.parse("knorm+kivi:bits=4,group=8,residual=16", "kv"), budget=MemoryBudget.keep(0.5)),
+    CacheEntry(policy=catalog.parse("knorm", "kv"), budget=MemoryBudget.keep(0.5)),
+    CacheEntry(policy=catalog.parse("knorm+kivi:bits=4,group=8,residual=16", "kv"), budget=MemoryBudget.keep(0.5)),
 ]
 
 
@@ -97,7 +97,7 @@ def test_what_cannot_be(tiny_language: Path, tmp_path: Path) -> None:
         kv_bench.bench(model, [ROWS[0], ROWS[0]], out, JOB)
     with pytest.raises(InputError, match="was made for 2048"):
         kv_bench.bench(model, ROWS, out, replace(JOB, contexts=(2000,)))
-    small = Entry(policy=catalog.parse("snapkv", "kv"), budget=MemoryBudget.tokens(8))
+    small = CacheEntry(policy=catalog.parse("snapkv", "kv"), budget=MemoryBudget.tokens(8))
     with pytest.raises(InputError, match="keeps at least 32"):
         kv_bench.bench(model, [small], out, JOB)
     with pytest.raises(InputError, match="too short"):

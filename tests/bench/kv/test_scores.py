@@ -8,16 +8,16 @@ import pytest
 
 import tenuto
 from tenuto.bench.kv.scores import Outcome, summarise
-from tenuto.bench.reading import Entry, Held
+from tenuto.bench.reading import CacheEntry, CacheSize
 from tenuto.budget import MemoryBudget
 from tenuto.records.kv import KVRun
 
 SHARED = KVRun(policy="", budget="", context=0, model="m", fingerprint="f", settings={}, versions={}, device="d")
-ENTRIES = [Entry(), Entry(policy=tenuto.Knorm(), budget=MemoryBudget.keep(0.5))]
+ENTRIES = [CacheEntry(), CacheEntry(policy=tenuto.Knorm(), budget=MemoryBudget.keep(0.5))]
 
 
 def outcome(score: dict[str, float], held: int = 100, seconds: float = 1.0) -> Outcome:
-    kept = Held(bytes_held=held, bytes_full=100, peak_bytes=held + 1, heads=[[held / 100]], survivors=[[1.0, 0.0]])
+    kept = CacheSize(bytes_held=held, bytes_full=100, peak_bytes=held + 1, heads=[[held / 100]], survivors=[[1.0, 0.0]])
     return Outcome(seconds=seconds, decode_seconds=seconds / 10, held=kept, scores=score)
 
 

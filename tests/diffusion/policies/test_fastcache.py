@@ -16,14 +16,14 @@ from tenuto.diffusion.gate import Gate
 from tenuto.diffusion.policies.fastcache import BudgetGate, Chunks, PublishedGate, false_reuse_rates
 from tenuto.diffusion.policy import Span, Streams
 from tenuto.diffusion.refit import samples
-from tenuto.diffusion.trajectory import Schedule
+from tenuto.diffusion.trajectory import StepSchedule
 from tenuto.errors import CalibrationError, PolicyError
 from tenuto.testing import TinyDiT, denoise, profile_for
 from tenuto.testing.diffusion import law_errors_within_budget
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH, BINS, GAPS = 4, 5, 3
-SCHEDULE = Schedule((900.0, 700.0, 500.0, 300.0, 100.0))
+SCHEDULE = StepSchedule((900.0, 700.0, 500.0, 300.0, 100.0))
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -218,7 +218,7 @@ def test_more_noise_is_a_wider_gate() -> None:
 
 def test_the_false_reuse_rate_of_generations_not_seen_is_alpha() -> None:
     profile = fitted(generations=60, wobble=0.3, longest=2)
-    schedule = Schedule(tuple(profile.numbers["timesteps"]))
+    schedule = StepSchedule(tuple(profile.numbers["timesteps"]))
     seen = [list(samples({("cond", 0): generation(seed, 0.3)}, schedule, 2)) for seed in range(1000, 1200)]
     for alpha in (0.05, 0.2, 0.5):
         rates = false_reuse_rates(profile, seen, alpha)

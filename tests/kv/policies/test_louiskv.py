@@ -7,14 +7,14 @@ import torch
 
 from tenuto.errors import PolicyError
 from tenuto.kv.offload.pool import Pool
-from tenuto.kv.offload.row import Row
+from tenuto.kv.offload.row import PagedRow
 from tenuto.kv.policies.louiskv import AtBoundaries, LouisKV
 from tenuto.tiers.host import HostTier
 
 
 def test_a_new_choice_only_at_a_boundary() -> None:
     index = AtBoundaries(page=2, pages=1, threshold=0.8)
-    row, pool = Row(index), Pool(HostTier(2**20), None)
+    row, pool = PagedRow(index), Pool(HostTier(2**20), None)
     row.room = 2
     keys = torch.tensor([[[1.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 1.0]]])
     row.add(pool, keys, keys, torch.arange(4))

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.functional import rms_norm, silu
 
 from tenuto.attention.full import FullState, causal, masked
-from tenuto.attention.policy import Attention, Call, Claim, Heads, Paper, Shape, State
+from tenuto.attention.policy import Attention, AttentionCall, Claim, Heads, Paper, Shape, State
 from tenuto.attention.scan import ema_mix
 from tenuto.errors import PolicyError
 
@@ -114,7 +114,7 @@ class FastMKAHeads(Heads):
         """An empty state."""
         return FastMKAState()
 
-    def forward(self, call: Call, state: State | None) -> torch.Tensor:
+    def forward(self, call: AttentionCall, state: State | None) -> torch.Tensor:
         """See :class:`Heads`."""
         if state is not None and not isinstance(state, FastMKAState):
             raise TypeError("a state of another attention")
@@ -140,7 +140,7 @@ class FastMKAHeads(Heads):
         logits = self.up(silu(self.down(rms_norm(flat, flat.shape[-1:]))))
         return torch.as_tensor(logits.view(batch, tokens, heads, -1).transpose(1, 2).softmax(-1))
 
-    def _count(self, share: torch.Tensor, call: Call) -> None:
+    def _count(self, share: torch.Tensor, call: AttentionCall) -> None:
         """Add the weights the router gave to :attr:`usage`, the same for all query heads of a KV head."""
         if self.usage is None:
             return

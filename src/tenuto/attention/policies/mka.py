@@ -35,8 +35,8 @@ from torch import nn
 
 from tenuto.attention.archive import SLAB, Archive, InCall, InMemory, InTier, chosen_from
 from tenuto.attention.columns import chunks_of, first_tokens, joined, last, placed
-from tenuto.attention.levels import Level, Mixed, mix
-from tenuto.attention.policy import Attention, Call, Claim, Heads, Paper, Shape, State
+from tenuto.attention.levels import Level, LevelMix, mix
+from tenuto.attention.policy import Attention, AttentionCall, Claim, Heads, Paper, Shape, State
 from tenuto.errors import AttachError, PolicyError
 from tenuto.tiers.address import open_levels
 
@@ -203,7 +203,7 @@ class MKAHeads(Heads):
         host = entry * a.chunk * -(-closed // SLAB) * SLAB
         return {"device": device} | ({"host": host} if a.recall and closed else {})
 
-    def forward(self, call: Call, state: State | None) -> torch.Tensor:
+    def forward(self, call: AttentionCall, state: State | None) -> torch.Tensor:
         """See :class:`Heads`."""
         past = cast(MKAState, state) if state is not None else MKAState()
         q, k = call.normalise(call.q, call.k)
@@ -233,7 +233,7 @@ class MKAHeads(Heads):
             past.sink_k, past.sink_v = view.sink_k, view.sink_v
         return torch.cat(out, 2)
 
-    def _close(self, call: Call, plain: torch.Tensor, view: _View) -> None:
+    def _close(self, call: AttentionCall, plain: torch.Tensor, view: _View) -> None:
         """Summarise and archive the chunks that this call completes."""
         a, number = self.attention, call.number
         before = (number[:, 0].clamp(min=0) - a.sinks).clamp(min=0) // a.chunk
@@ -255,7 +255,7 @@ class MKAHeads(Heads):
         if a.recall and view.archive is not None:
             view.archive.put(k, v, which, valid)
 
-    def _attend(self, q: torch.Tensor, start: int, view: _View, call: Call) -> torch.Tensor:
+    def _attend(self, q: torch.Tensor, start: int, view: _View, call: AttentionCall) -> torch.Tensor:
         """A block of queries, rotated ``[batch, heads, queries, head_dim]``, from column ``start`` of this call on."""
         size = q.shape[2]
         number = view.number[:, start : start + size]
@@ -348,7 +348,7 @@ class MKAHeads(Heads):
 
         return Level("means", logits, values)
 
-    def _count(self, mixed: Mixed, real: torch.Tensor) -> None:
+    def _count(self, mixed: LevelMix, real: torch.Tensor) -> None:
         if self.usage is None:
             return
         for name, share in mixed.share.items():

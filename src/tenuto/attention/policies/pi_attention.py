@@ -26,7 +26,7 @@ from tenuto.attention.columns import first_tokens, joined
 from tenuto.attention.pi_backends import BACKENDS, masked, step
 from tenuto.attention.pi_pattern import VARIANTS, Pattern, coprime_strides
 from tenuto.attention.pi_reshape import Pair
-from tenuto.attention.policy import Attention, Call, Claim, Heads, Paper, Shape, State
+from tenuto.attention.policy import Attention, AttentionCall, Claim, Heads, Paper, Shape, State
 from tenuto.errors import AttachError, PolicyError, closest
 
 __all__ = ["PiAttention", "PiHeads", "PiState"]
@@ -177,7 +177,7 @@ class PiHeads(Heads):
         """An empty state."""
         return PiState(bounded=self.pattern.reach is not None)
 
-    def forward(self, call: Call, state: State | None) -> torch.Tensor:
+    def forward(self, call: AttentionCall, state: State | None) -> torch.Tensor:
         """See :class:`Heads`."""
         if state is not None and not isinstance(state, PiState):
             raise TypeError("a state of another attention")
@@ -196,7 +196,7 @@ class PiHeads(Heads):
             self._watch(near, call.real)
         return out
 
-    def _with(self, state: PiState, q: torch.Tensor, k: torch.Tensor, call: Call, bias: torch.Tensor) -> Pair:
+    def _with(self, state: PiState, q: torch.Tensor, k: torch.Tensor, call: AttentionCall, bias: torch.Tensor) -> Pair:
         """A call after others, or of padded rows: over the columns held and the new ones."""
         keys, values, sinks = self._keep(state, k, call.v, call.number)
         columns, sunk = keys.shape[2], self.pattern.sinks

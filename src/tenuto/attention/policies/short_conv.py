@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from tenuto.attention.full import FullHeads, FullState, masked
-from tenuto.attention.policy import Attention, Call, Heads, Paper, Shape, State
+from tenuto.attention.policy import Attention, AttentionCall, Heads, Paper, Shape, State
 from tenuto.errors import PolicyError
 from tenuto.method import Method
 
@@ -143,7 +143,7 @@ class ShortConvHeads(Heads):
         """An empty state."""
         return ShortConvState(then=self.then.state())
 
-    def forward(self, call: Call, state: State | None) -> torch.Tensor:
+    def forward(self, call: AttentionCall, state: State | None) -> torch.Tensor:
         """See :class:`Heads`."""
         if state is not None and not isinstance(state, ShortConvState):
             raise TypeError("a state of another attention")

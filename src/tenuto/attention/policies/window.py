@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from tenuto.attention.columns import first_tokens, joined, last
-from tenuto.attention.policy import Attention, Call, Heads, Paper, Shape, State
+from tenuto.attention.policy import Attention, AttentionCall, Heads, Paper, Shape, State
 from tenuto.errors import PolicyError
 
 __all__ = ["Window", "WindowHeads", "WindowState"]
@@ -82,7 +82,7 @@ class WindowHeads(Heads):
         """An empty state."""
         return WindowState()
 
-    def forward(self, call: Call, state: State | None) -> torch.Tensor:
+    def forward(self, call: AttentionCall, state: State | None) -> torch.Tensor:
         """See :class:`Heads`."""
         if state is not None and not isinstance(state, WindowState):
             raise TypeError("a state of another attention")
@@ -126,7 +126,7 @@ class WindowHeads(Heads):
         return {"device": entry * (self.sinks + min(tokens, self.window - 1))}
 
 
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, call: Call) -> torch.Tensor:
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, call: AttentionCall) -> torch.Tensor:
     """Attention under a boolean mask ``[batch, 1, queries, keys]``, True where it may look."""
     return torch.nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, enable_gqa=q.shape[1] != k.shape[1]

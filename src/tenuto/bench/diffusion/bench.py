@@ -24,7 +24,7 @@ from tenuto.bench.diffusion.fitting import Fitted, profiles_for
 from tenuto.bench.diffusion.grids import difference, grid, save_png
 from tenuto.bench.diffusion.job import Job, labels_of
 from tenuto.bench.diffusion.rounds import Rounds
-from tenuto.bench.diffusion.rows import Entry, cached
+from tenuto.bench.diffusion.rows import ImageEntry, cached
 from tenuto.bench.diffusion.scores import FashionJudge, psnr, ssim
 from tenuto.bench.diffusion.shadow import check_shadow, measure_shadow
 from tenuto.calibration import Profile
@@ -62,7 +62,7 @@ def bench(
     job: Job,
     *,
     profiles: Sequence[Profile] = (),
-    rivals: Sequence[Entry] = (),
+    rivals: Sequence[ImageEntry] = (),
     fewer: Sequence[int] | None = None,
     shadow: bool = False,
     device: str = "auto",
@@ -101,7 +101,7 @@ def bench(
     _same_job(out, shared)
     unfinished = Unfinished(out, _plan(shared, texts, fewer))
     fitted = profiles_for(loaded, policies, job, profiles, out / "profiles")
-    entries = [Entry(name=BASELINE)]
+    entries = [ImageEntry(name=BASELINE)]
     for policy in policies:
         it = fitted.get(policy)
         entries.append(cached(policy, it.profile, it.seconds) if it else cached(policy))
@@ -196,7 +196,7 @@ def _measure(
             if book.reuse_ratio and book.flops_speedup:
                 speeds.append(book.flops_speedup)
         for steps in sorted(set(fewer)) if fewer is not None else _matching_steps(job.steps, speeds):
-            row = Contender(Entry(name=f"{FEWER}{steps}", steps=steps), model, job)
+            row = Contender(ImageEntry(name=f"{FEWER}{steps}", steps=steps), model, job)
             row.counter = counter
             counter.expect(to_do * steps)
             row.probe()

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from tenuto.bench.diffusion.job import Job, labels_of
-from tenuto.bench.diffusion.rows import Entry
+from tenuto.bench.diffusion.rows import ImageEntry
 from tenuto.errors import AttachError
 from tenuto.measure.speed import PeakMemory, timed
 from tenuto.telemetry import Telemetry
@@ -83,7 +83,7 @@ class Piece:
 
 
 class Contender:
-    """An :class:`Entry` while it is measured.
+    """An :class:`ImageEntry` while it is measured.
 
     Attributes:
         entry: what is measured; name: its policy text; steps: its denoising steps.
@@ -92,7 +92,7 @@ class Contender:
         refused: why the method does not work on this model, None where it does.
     """
 
-    def __init__(self, entry: Entry, model: ImageModel, job: Job) -> None:
+    def __init__(self, entry: ImageEntry, model: ImageModel, job: Job) -> None:
         self.entry, self.name, self.model, self.job = entry, entry.name, model, job
         self.steps = entry.steps or job.steps
         self.pieces: list[Piece] = []

@@ -18,7 +18,7 @@ from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.telemetry import Telemetry
 from tenuto.zoo.pipelines import ImageModel
 
-__all__ = ["Attachment", "Entry", "cached"]
+__all__ = ["Attachment", "ImageEntry", "cached"]
 
 
 class Attachment(Protocol):
@@ -42,7 +42,7 @@ class Attachment(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class ImageEntry:
     """A row: the uncached baseline (name only), a run with fewer steps (``steps``), or a method (``attach``).
 
     Attributes:
@@ -63,7 +63,7 @@ class Entry:
     optional: bool = False
 
 
-def cached(policy: FeaturePolicy, profile: Profile | None = None, calibration_seconds: float = 0.0) -> Entry:
+def cached(policy: FeaturePolicy, profile: Profile | None = None, calibration_seconds: float = 0.0) -> ImageEntry:
     """A policy of ours as an Entry."""
 
     @contextmanager
@@ -76,4 +76,6 @@ def cached(policy: FeaturePolicy, profile: Profile | None = None, calibration_se
             book.flops = book.full_flops = 0.0
             yield book
 
-    return Entry(name=catalog.text(policy), attach=put, exact=policy.exact, calibration_seconds=calibration_seconds)
+    return ImageEntry(
+        name=catalog.text(policy), attach=put, exact=policy.exact, calibration_seconds=calibration_seconds
+    )

@@ -13,17 +13,17 @@ import torch
 
 from tenuto.bench.diffusion.contender import Calls, Contender
 from tenuto.bench.diffusion.job import Job
-from tenuto.bench.diffusion.rows import Entry, cached
+from tenuto.bench.diffusion.rows import ImageEntry, cached
 from tenuto.bench.diffusion.scores import WINDOW, psnr, ssim
 from tenuto.calibration import Profile
 from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.zoo.pipelines import ImageModel
 
-__all__ = ["Outcome", "Trials"]
+__all__ = ["TrialOutcome", "Trials"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class TrialOutcome:
     """One setting on the seeds of a search.
 
     Attributes:
@@ -48,7 +48,7 @@ class Trials:
 
     def __init__(self, model: ImageModel, job: Job) -> None:
         self.model, self.job = model, job
-        self._baseline = Contender(Entry(name="none"), model, job)
+        self._baseline = Contender(ImageEntry(name="none"), model, job)
         with Calls(model, (1 + len(job.batches)) * job.steps, "uncached pictures"):
             self._baseline.probe()
             for batch in range(len(job.batches)):
@@ -56,7 +56,7 @@ class Trials:
         self._reference = torch.cat(self._baseline.pictures)
         self._measured = 0
 
-    def measure(self, policy: FeaturePolicy, profile: Profile | None, title: str = "") -> Outcome:
+    def measure(self, policy: FeaturePolicy, profile: Profile | None, title: str = "") -> TrialOutcome:
         """Draw the job's pictures under a policy. ``title`` goes before the policy's text on the progress bar."""
         row = Contender(cached(policy, profile), self.model, self.job)
         batches = len(self.job.batches)
@@ -70,7 +70,7 @@ class Trials:
         pictures, book = torch.cat(row.pictures), row.telemetry()
         saved = book.reuse_ratio > 0 and (policy.exact or not torch.equal(pictures, self._reference))
         large = min(pictures.shape[-2:]) >= WINDOW
-        return Outcome(
+        return TrialOutcome(
             psnr=tuple(psnr(pictures, self._reference).tolist()),
             ssim=tuple(ssim(pictures, self._reference).tolist()) if large else (),
             flops_speedup=book.flops_speedup if saved else None,

@@ -22,7 +22,7 @@ from tenuto.bench.kv.cases import make_case
 from tenuto.bench.kv.job import KVJob, Round, distinct
 from tenuto.bench.kv.scores import Outcome, summarise
 from tenuto.bench.likelihood import text_of
-from tenuto.bench.reading import Entry, attached, reading
+from tenuto.bench.reading import CacheEntry, attached, reading
 from tenuto.budget import MemoryBudget
 from tenuto.errors import InputError
 from tenuto.kv.policy import KVMethod
@@ -42,11 +42,11 @@ DEMO = KVJob(contexts=(384,), tasks=("niah_single",), examples=5, decoded=8)
 """What `tenuto demo` measures: about a minute on two cores."""
 
 
-def demo_rows() -> list[Entry]:
+def demo_rows() -> list[CacheEntry]:
     """What the methods that are installed show of themselves."""
     shown = [info.cls.demo for info in catalog.methods("kv").values() if issubclass(info.cls, KVMethod)]
     return [
-        Entry(policy=catalog.parse(text, "kv"), budget=MemoryBudget.keep(keep))
+        CacheEntry(policy=catalog.parse(text, "kv"), budget=MemoryBudget.keep(keep))
         for demo in shown
         for text, keep in demo.items()
     ]
@@ -54,7 +54,7 @@ def demo_rows() -> list[Entry]:
 
 def bench(
     model: str,
-    rows: Sequence[Entry],
+    rows: Sequence[CacheEntry],
     out: Path,
     job: KVJob,
     *,
@@ -78,7 +78,7 @@ def bench(
             or a length does not fit the model.
         ModelError: the model is missing or damaged.
     """
-    entries, every = [Entry(), *rows], [row.every for row in rows]
+    entries, every = [CacheEntry(), *rows], [row.every for row in rows]
     distinct([f"{entry.name} at {entry.budget_text}" for entry in entries])
     check_folder(out)
     language = load_language(model, device)
@@ -119,7 +119,7 @@ def _same_job(out: Path, mine: KVRun) -> None:
                 )
 
 
-def _warm_up(language: LanguageModel, entries: Sequence[Entry], job: KVJob) -> None:
+def _warm_up(language: LanguageModel, entries: Sequence[CacheEntry], job: KVJob) -> None:
     """One untimed context per row: it pays for what a process allocates once. What cannot be is refused first."""
     for entry in entries:
         with attached(language, entry):
@@ -131,7 +131,7 @@ def _warm_up(language: LanguageModel, entries: Sequence[Entry], job: KVJob) -> N
 
 
 def _measure(
-    language: LanguageModel, entries: Sequence[Entry], job: KVJob, unfinished: Unfinished
+    language: LanguageModel, entries: Sequence[CacheEntry], job: KVJob, unfinished: Unfinished
 ) -> Mapping[Round, list[Outcome]]:
     found: dict[Round, list[Outcome]] = {}
     with tqdm(total=len(job.rounds) * len(entries), desc="kv", unit="row") as bar:
@@ -146,7 +146,7 @@ def _measure(
     return found
 
 
-def _round(language: LanguageModel, entries: Sequence[Entry], job: KVJob, this: Round, bar: Any) -> list[Outcome]:
+def _round(language: LanguageModel, entries: Sequence[CacheEntry], job: KVJob, this: Round, bar: Any) -> list[Outcome]:
     """All rows on one example: the baseline, then the others, from another one on each time."""
     length, task, number = this
     case = make_case(language, task, job.seed + number, length, job.question)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tenuto.bench.reading import Entry, attached, new_cache, plain_bytes, whole
+from tenuto.bench.reading import CacheEntry, attached, new_cache, plain_bytes, whole
 from tenuto.budget import MemoryBudget
 from tenuto.errors import InputError, ModelError
 from tenuto.kv.attach import AttachedRun
@@ -148,6 +148,6 @@ def conversation(
         AttachError, InputError, PolicyError: as :func:`tenuto.attach`.
     """
     language = load_language(model, device)
-    entry = Entry(policy=policy, budget=budget, every=every, store=store)
+    entry = CacheEntry(policy=policy, budget=budget, every=every, store=store)
     with attached(language, entry) if policy or store or not merge else whole(language) as run:
         yield Chat(language, run, most, merge)

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from tenuto.bench.kv.job import Round
 from tenuto.bench.likelihood import AGREEMENT, KL, PERPLEXITY
-from tenuto.bench.reading import Entry, Held
+from tenuto.bench.reading import CacheEntry, CacheSize
 from tenuto.records.intervals import mean_interval
 from tenuto.records.kv import KVRun, Score
 from tenuto.records.timing import Timing
@@ -32,7 +32,7 @@ class Outcome:
 
     seconds: float
     decode_seconds: float
-    held: Held
+    held: CacheSize
     scores: dict[str, float] = field(default_factory=dict)
 
     def told(self) -> dict[str, Any]:
@@ -42,11 +42,11 @@ class Outcome:
     @classmethod
     def read(cls, told: dict[str, Any]) -> Outcome:
         """From JSON."""
-        return cls(**{**told, "held": Held(**told["held"])})
+        return cls(**{**told, "held": CacheSize(**told["held"])})
 
 
 def summarise(
-    shared: KVRun, entries: Sequence[Entry], context: int, found: Mapping[Round, Sequence[Outcome]]
+    shared: KVRun, entries: Sequence[CacheEntry], context: int, found: Mapping[Round, Sequence[Outcome]]
 ) -> list[KVRun]:
     """One record per row for one context length, the baseline (the first row) first."""
     rounds = [outcomes for (length, _, _), outcomes in found.items() if length == context]

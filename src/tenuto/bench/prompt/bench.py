@@ -38,9 +38,9 @@ from tenuto.zoo.language import LanguageModel, check_length
 
 __all__ = [
     "ASKED",
-    "Case",
-    "Outcome",
+    "PromptCase",
     "Way",
+    "WayOutcome",
     "bench",
     "make_case",
     "measure",
@@ -91,7 +91,7 @@ def ways(method: PromptMethod, policy: KVMethod | None = None) -> list[Way]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class PromptCase:
     """One context and what is asked after it.
 
     Attributes:
@@ -104,14 +104,14 @@ class Case:
     questions: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
 
-def make_case(language: LanguageModel, kind: str, seed: int, tokens: int) -> Case:
+def make_case(language: LanguageModel, kind: str, seed: int, tokens: int) -> PromptCase:
     """A text of this kind of at most so many tokens, whole lines, with two facts in its middle three quarters; or the
     context of a task with its question."""
     if kind in ASKED:
         example = TEXT_TASKS[kind].make(seed, tokens, language.count)
         asked = ((language.encode(it.text), language.encode(f" {it.answers[0]}")[0]) for it in example.questions)
         context = language.encode(example.context)
-        return Case(context=context, following=context[0, :0], questions=tuple(asked))
+        return PromptCase(context=context, following=context[0, :0], questions=tuple(asked))
     pieces, facts = compose(kind, seed, FACTS)
     told = [f"The code of the {key} is {number}.\n" for key, number in facts]
     room = tokens - sum(language.count(sentence) + 2 for sentence in told)
@@ -131,11 +131,11 @@ def make_case(language: LanguageModel, kind: str, seed: int, tokens: int) -> Cas
         for key, number in facts
     )
     following = language.encode("".join(pieces[count : count + 40]))[0, :FOLLOWING]
-    return Case(context=language.encode("".join(body))[:, :tokens], following=following, questions=questions)
+    return PromptCase(context=language.encode("".join(body))[:, :tokens], following=following, questions=questions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class WayOutcome:
     """What one way did on one example.
 
     Attributes:
@@ -155,7 +155,7 @@ class Outcome:
 
 
 @torch.no_grad()
-def outcome(language: LanguageModel, way: Way, case: Case) -> Outcome:
+def outcome(language: LanguageModel, way: Way, case: PromptCase) -> WayOutcome:
     """Read the context one way, and see what is still known."""
     with attach(language.model, way.policy or KVPolicy(), budget=MemoryBudget.keep(way.keep)) as run:
         synchronise(language.device)
@@ -176,7 +176,7 @@ def outcome(language: LanguageModel, way: Way, case: Case) -> Outcome:
             if len(case.following):
                 later = language.model(case.following[None, :-1], past_key_values=cache.fork()).logits[0].float()
                 loss = float(cross_entropy(torch.cat([logits[None], later]), case.following))
-    return Outcome(
+    return WayOutcome(
         loss=loss,
         right=_mean([float(tokens.mean()) for tokens in right]),
         answered=_mean([float(tokens.min()) for tokens in right]),
@@ -197,7 +197,7 @@ def _started(language: LanguageModel, run: AttachedRun, way: Way, context: torch
 
 def measure(
     language: LanguageModel, rows: Sequence[Way], kind: str, *, tokens: int, examples: int, seed: int = 0
-) -> Iterator[Mapping[str, Outcome]]:
+) -> Iterator[Mapping[str, WayOutcome]]:
     """Every example in turn: what each way did on it, by name.
 
     Raises:
@@ -210,7 +210,7 @@ def measure(
 
 def one_example(
     language: LanguageModel, rows: Sequence[Way], kind: str, number: int, *, tokens: int, seed: int = 0
-) -> Mapping[str, Outcome]:
+) -> Mapping[str, WayOutcome]:
     """What each way did on an example by its number, by name; another one begins each time."""
     case = make_case(language, kind, seed + number, tokens)
     turn = number % len(rows)
@@ -259,7 +259,7 @@ def bench(
                         outcomes = one_example(language, rows, kind, number, tokens=tokens, seed=seed)
                         unfinished.put(key, {name: asdict(it) for name, it in outcomes.items()})
                     else:
-                        outcomes = {name: Outcome(**facts) for name, facts in before.items()}
+                        outcomes = {name: WayOutcome(**facts) for name, facts in before.items()}
                     found.append(outcomes)
                     bar.update()
                 new = summarise(kind, method, tokens, rows, found, shared)
@@ -287,7 +287,7 @@ def summarise(
     method: PromptMethod,
     tokens: int,
     rows: Sequence[Way],
-    found: Sequence[Mapping[str, Outcome]],
+    found: Sequence[Mapping[str, WayOutcome]],
     header: Mapping[str, Any],
 ) -> list[PromptRun]:
     """One row per way; differences are to the method's. ``header``: the fields that all records begin with."""

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from tenuto.bench.likelihood import CONTINUED, text_of
-from tenuto.bench.reading import Entry, attached, new_cache, plain_bytes
+from tenuto.bench.reading import CacheEntry, attached, new_cache, plain_bytes
 from tenuto.kv.attach import AttachedRun
 from tenuto.measure.devices import device_words, versions
 from tenuto.measure.folders import check_folder
@@ -82,7 +82,7 @@ def bench(
 def _row(
     language: LanguageModel, store: PrefixStore, address: str, ids: torch.Tensor, tokens: int, repeats: int
 ) -> ReuseRun:
-    prompt, loading = ids[:, :tokens], Entry(store=store)
+    prompt, loading = ids[:, :tokens], CacheEntry(store=store)
     with attached(language, loading) as run:
         _start(language, run, prompt)
         store.flush()
@@ -91,7 +91,7 @@ def _row(
     for turn in range(repeats):
         found = {}
         for way in ("load", "compute")[:: 1 if turn % 2 else -1]:
-            with attached(language, loading if way == "load" else Entry()) as run:
+            with attached(language, loading if way == "load" else CacheEntry()) as run:
                 found[way] = _start(language, run, prompt)
         pairs.append((found["load"], found["compute"]))
     loaded, computed = pairs[-1]

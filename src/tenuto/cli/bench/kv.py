@@ -44,12 +44,12 @@ def kv(
     from tenuto.bench.kv.bench import bench
     from tenuto.bench.kv.cases import read_tasks
     from tenuto.bench.kv.job import KVJob, read_lengths
-    from tenuto.bench.reading import Entry
+    from tenuto.bench.reading import CacheEntry
     from tenuto.budget import MemoryBudget
 
     chosen = catalog.parse_list(policies, "kv")
     allowed = [MemoryBudget.parse(text) for given in budgets for text in given.split(",")]
-    rows = [Entry(policy=policy, budget=budget, every=every) for policy in chosen for budget in allowed]
+    rows = [CacheEntry(policy=policy, budget=budget, every=every) for policy in chosen for budget in allowed]
     job = KVJob(
         contexts=read_lengths(context),
         tasks=tuple(read_tasks(tasks)),

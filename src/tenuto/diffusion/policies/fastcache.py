@@ -48,7 +48,7 @@ from tenuto.diffusion.policy import Composition, Estimator, FeaturePolicy, Paper
 from tenuto.diffusion.refit import LadderRecorder, Sample, error_ratios
 from tenuto.diffusion.saliency import MergedTokens, MotionTokens
 from tenuto.diffusion.subspace import ProjectedLadder
-from tenuto.diffusion.trajectory import Schedule, change_of
+from tenuto.diffusion.trajectory import StepSchedule, change_of
 from tenuto.errors import CalibrationError, PolicyError, closest
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class BudgetGate(StepGate):
     level: float
     budget: ErrorBudget
     longest: int
-    schedule: Schedule
+    schedule: StepSchedule
     table: _Table
     shared: ClassVar[bool] = False
 
@@ -185,7 +185,7 @@ def false_reuse_rates(profile: Profile, generations: Sequence[Sequence[Sample]],
     """
     numbers = profile.numbers
     estimator = Ladder(
-        Schedule(tuple(numbers["timesteps"])), numbers["bins"], unpacked(profile.tensors, numbers["cells"])
+        StepSchedule(tuple(numbers["timesteps"])), numbers["bins"], unpacked(profile.tensors, numbers["cells"])
     )
     level = level_for(alpha, numbers["levels"])
     rates = []
@@ -290,7 +290,7 @@ class FastCache(FeaturePolicy):
         corrector = MergedTokens(self.tokens) if self.merge else MotionTokens(self.tokens)
         return Composition(Chunks(self.span), gate, estimator, corrector if self.tokens else None)
 
-    def _fitted(self, profile: Profile | None) -> tuple[Schedule, StepGate, Estimator]:
+    def _fitted(self, profile: Profile | None) -> tuple[StepSchedule, StepGate, Estimator]:
         if profile is None or not set(profile.numbers) >= NEEDED:
             raise CalibrationError("fastcache needs fitted maps and gates: run `tenuto calibrate fastcache`.")
         numbers = profile.numbers
@@ -305,7 +305,7 @@ class FastCache(FeaturePolicy):
                 f"The profile was fitted for skips of up to {numbers['longest']} steps, not longest={self.longest}. "
                 f"Calibrate: tenuto calibrate fastcache:longest={self.longest}."
             )
-        schedule = Schedule(tuple(numbers["timesteps"]))
+        schedule = StepSchedule(tuple(numbers["timesteps"]))
         ladder = Ladder(schedule, numbers["bins"], unpacked(profile.tensors, numbers["cells"]))
         names = [name.split(".") for name in profile.tensors if name.startswith("basis.")]
         bases = {(int(span), int(i)): profile.tensors[f"basis.{span}.{i}"] for _, span, i in names}
@@ -313,7 +313,7 @@ class FastCache(FeaturePolicy):
         return schedule, self._gate(schedule, numbers["gates"], numbers["levels"]), estimator
 
     def _gate(
-        self, schedule: Schedule, gates: Sequence[Sequence[Sequence[Sequence[float]]]], levels: Sequence[float]
+        self, schedule: StepSchedule, gates: Sequence[Sequence[Sequence[Sequence[float]]]], levels: Sequence[float]
     ) -> StepGate:
         if self.gate == "published":
             return PublishedGate(self.alpha, self.longest)

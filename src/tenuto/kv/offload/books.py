@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Books"]
+__all__ = ["ReadCounts"]
 
 
 @dataclass(slots=True)
-class Books:
+class ReadCounts:
     """Of one cache and its forks.
 
     Attributes:

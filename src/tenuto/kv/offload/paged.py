@@ -9,9 +9,9 @@ from concurrent.futures import Future, wait
 import torch
 
 from tenuto.kv.entries import Held, Store
-from tenuto.kv.offload.pool import Page, Pair, Pool
+from tenuto.kv.offload.pool import Pair, Pool, PooledPage
 from tenuto.kv.offload.read import read
-from tenuto.kv.offload.row import Row
+from tenuto.kv.offload.row import PagedRow
 from tenuto.kv.offload.skips import Skip
 from tenuto.kv.policy import Entries, KVPolicy
 from tenuto.kv.rope import Rope
@@ -31,7 +31,7 @@ class Paged:
         if policy.index is None:
             raise ValueError("A policy without an index has no pages.")
         self.policy, self.pool, self.index = policy, pool, policy.index
-        self.rows: list[Row] = []
+        self.rows: list[PagedRow] = []
 
     @property
     def used(self) -> bool:
@@ -45,7 +45,7 @@ class Paged:
             totals: entries the layer may hold in memory per row, all KV heads together.
         """
         store, selector, page = held.store, self.policy.selector, self.index.page
-        self.rows = self.rows or [Row(self.index) for _ in range(store.rows)]
+        self.rows = self.rows or [PagedRow(self.index) for _ in range(store.rows)]
         sinks, window = selector.sinks, max(selector.window, 1)
         segments, moved = [], False
         for number, (row, total) in enumerate(zip(self.rows, totals, strict=True)):
@@ -102,7 +102,7 @@ class Paged:
                     self.pool.skips.open.append(Skip(some[:, 0].clone(), lse[:, 0], missing, scaling, softcap))
         return output
 
-    def _ask(self, row: Row, query: torch.Tensor, step: Step, scaling: float) -> dict[Page, Future[Pair]]:
+    def _ask(self, row: PagedRow, query: torch.Tensor, step: Step, scaling: float) -> dict[PooledPage, Future[Pair]]:
         books, start = self.pool.books, time.perf_counter()
         if not step.sparse:
             hot = {page: row.hot[page] for page in row.pages if page in row.hot}
@@ -120,7 +120,7 @@ class Paged:
         )
         return found
 
-    def _gather(self, fetches: dict[Page, Future[Pair]], sparse: bool) -> tuple[list[Pair], list[Future[Pair]]]:
+    def _gather(self, fetches: dict[PooledPage, Future[Pair]], sparse: bool) -> tuple[list[Pair], list[Future[Pair]]]:
         """Pages that have come, and fetches of those that are left out."""
         books, prefetch, all_of_them = self.pool.books, self.pool.prefetch, list(fetches.values())
         late = [fetch for fetch in all_of_them if not fetch.done()]
@@ -170,7 +170,7 @@ class Paged:
 
     def restore(self, named: dict[str, torch.Tensor], rows: int) -> None:
         """Take in what :meth:`saved` gave; pages go to this cache's tier."""
-        self.rows = [Row(self.index) for _ in range(rows)]
+        self.rows = [PagedRow(self.index) for _ in range(rows)]
         for number, row in enumerate(self.rows):
             mine = {k.removeprefix(f"{number}."): t for k, t in named.items() if k.startswith(f"{number}.")}
             if mine:

@@ -15,13 +15,13 @@ import torch
 
 from tenuto.errors import StoreError
 from tenuto.kv.offload import janitor
-from tenuto.kv.offload.books import Books
+from tenuto.kv.offload.books import ReadCounts
 from tenuto.kv.offload.settings import Prefetch
 from tenuto.kv.offload.skips import Skips
 from tenuto.tiers.page import PageFacts, decode, encode
 from tenuto.tiers.tier import Tier
 
-__all__ = ["Page", "Pair", "Pool", "ready"]
+__all__ = ["Pair", "Pool", "PooledPage", "ready"]
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of a page, ``[kv_heads, entries, head_dim]`` each."""
@@ -30,7 +30,7 @@ SMOOTHING = 0.2
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
-class Page:
+class PooledPage:
     """An immutable page in the tier; it is discarded there when no row of any cache holds this object any more.
 
     Attributes:
@@ -59,7 +59,7 @@ class Pool:
     """
 
     def __init__(self, tier: Tier, prefetch: Prefetch | None) -> None:
-        self.tier, self.prefetch, self.books, self.latency = tier, prefetch, Books(), 0.0
+        self.tier, self.prefetch, self.books, self.latency = tier, prefetch, ReadCounts(), 0.0
         self.skips = Skips()
         self._space, self._numbers = secrets.token_hex(16), count()
         self._flying: dict[str, Future[Pair]] = {}
@@ -69,7 +69,7 @@ class Pool:
         self._urgent = ThreadPoolExecutor(threads, "tenuto-fetch") if threads else None
         janitor.start()
 
-    def put(self, keys: torch.Tensor, values: torch.Tensor) -> Page:
+    def put(self, keys: torch.Tensor, values: torch.Tensor) -> PooledPage:
         """Write a page, ``[kv_heads, entries, head_dim]`` each.
 
         Raises:
@@ -78,11 +78,11 @@ class Pool:
         size, name = keys.shape[1], f"{self._space}.{next(self._numbers)}"
         facts = PageFacts(model=self._space, dtype=str(keys.dtype), codec="none", start=0, stop=size)
         self.tier.put(name, encode({"keys": keys, "values": values}, facts))
-        page = Page(name, size, keys.nbytes + values.nbytes)
+        page = PooledPage(name, size, keys.nbytes + values.nbytes)
         weakref.finalize(page, janitor.discard_later, self.tier, name)
         return page
 
-    def fetch(self, pages: Sequence[Page], device: torch.device, *, early: bool = False) -> list[Future[Pair]]:
+    def fetch(self, pages: Sequence[PooledPage], device: torch.device, *, early: bool = False) -> list[Future[Pair]]:
         """One fetch per page, in one round trip for those that are not under way already.
 
         Without prefetching it happens here, and all are done on return. Demanded pages never queue behind early ones.

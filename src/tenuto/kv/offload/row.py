@@ -9,13 +9,13 @@ from concurrent.futures import Future
 import torch
 
 from tenuto.kv.index import Index
-from tenuto.kv.offload.pool import Page, Pair, Pool, ready
+from tenuto.kv.offload.pool import Pair, Pool, PooledPage, ready
 from tenuto.kv.offload.predict import Guess
 
-__all__ = ["Row"]
+__all__ = ["PagedRow"]
 
 
-class Row:
+class PagedRow:
     """Pages in the order in which they were put down.
 
     Attributes:
@@ -29,18 +29,18 @@ class Row:
 
     def __init__(self, index: Index) -> None:
         self.index = index
-        self.pages: list[Page] = []
+        self.pages: list[PooledPage] = []
         self.numbers = torch.zeros(0, dtype=torch.int32)
         self.summaries: dict[str, torch.Tensor] = {}
-        self.hot: OrderedDict[Page, Future[Pair]] = OrderedDict()
+        self.hot: OrderedDict[PooledPage, Future[Pair]] = OrderedDict()
         self.room = 0
         self.chosen: list[int] = []
         self.asked: torch.Tensor | None = None
         self.guess = Guess()
 
-    def copied(self) -> Row:
+    def copied(self) -> PagedRow:
         """A copy; pages are shared, which never change."""
-        other = Row(self.index)
+        other = PagedRow(self.index)
         for name, value in vars(self).items():
             setattr(other, name, value)
         other.pages, other.hot, other.summaries = list(self.pages), self.hot.copy(), dict(self.summaries)
@@ -92,7 +92,7 @@ class Row:
         most = min(count, len(self.pages) - len(pinned))
         return [*pinned.tolist(), *scores.topk(most).indices.tolist()]
 
-    def take(self, pool: Pool, numbers: Iterable[int], device: torch.device) -> dict[Page, Future[Pair]]:
+    def take(self, pool: Pool, numbers: Iterable[int], device: torch.device) -> dict[PooledPage, Future[Pair]]:
         """Fetches of these pages, done for those in memory; all are the most recently used then."""
         wanted = [self.pages[number] for number in numbers]
         found = self._join(pool, wanted, device, early=False)
@@ -106,7 +106,9 @@ class Row:
         self._join(pool, wanted[: self.room // self.index.page][::-1], device, early=True)
         self.trim()
 
-    def _join(self, pool: Pool, wanted: Sequence[Page], device: torch.device, early: bool) -> dict[Page, Future[Pair]]:
+    def _join(
+        self, pool: Pool, wanted: Sequence[PooledPage], device: torch.device, early: bool
+    ) -> dict[PooledPage, Future[Pair]]:
         absent = [page for page in wanted if page not in self.hot or _failed(self.hot[page])]
         self.hot |= zip(absent, pool.fetch(absent, device, early=early) if absent else (), strict=True)
         for page in wanted:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tenuto.kv.offload.books import Books
+from tenuto.kv.offload.books import ReadCounts
 from tenuto.kv.offload.read import mass
 
 __all__ = ["Skip", "Skips"]
@@ -35,7 +35,7 @@ class Skips:
     def __init__(self) -> None:
         self.open: list[Skip] = []
 
-    def account(self, books: Books, patience: float = 0.0) -> None:
+    def account(self, books: ReadCounts, patience: float = 0.0) -> None:
         """Note what can be known; wait so many seconds for each read's pages."""
         left = []
         for skip in self.open:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tenuto.records.attention import AttentionRun, Group, grouped
+from tenuto.records.attention import AttentionRun, SeedGroup, grouped
 from tenuto.report import units
 from tenuto.report.attention.plots import bits_plots, cost_plots, recall_map
 from tenuto.report.attention.table import attention_columns, attention_rows
@@ -18,7 +18,7 @@ from tenuto.report.facts import Headline, shared_head
 __all__ = ["attention_part"]
 
 
-def _headlines(groups: Sequence[Group]) -> list[Headline]:
+def _headlines(groups: Sequence[SeedGroup]) -> list[Headline]:
     figures = [Headline(title="Attentions compared", value=str(len(groups)), note="same text, steps and parameters")]
     longest = max((bits.context for group in groups for run in group.runs for bits in run.bits), default=0)
 
@@ -63,7 +63,7 @@ def attention_part(runs: Sequence[AttentionRun], folder: Path) -> dict[str, Any]
     }
 
 
-def _usage(groups: Sequence[Group]) -> list[tuple[str, list[str], list[list[str]]]]:
+def _usage(groups: Sequence[SeedGroup]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Of every attention with levels: its name, the levels, and a row of shares per layer; of the first seed."""
     shown = []
     for group in groups:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from tenuto.records.attention import AttentionRun, Group
+from tenuto.records.attention import AttentionRun, SeedGroup
 from tenuto.report import units
 from tenuto.report.axes import Frame, across_axis, colour, marker, scale, up_axis, whiskers
 from tenuto.report.diffusion.curves import Curves
@@ -54,7 +54,7 @@ def _curves(found: Mapping[int, Sequence[_Point]], across_title: str, up_title: 
     )
 
 
-def _bits(group: Group, contexts: Sequence[int], last: bool) -> list[_Point]:
+def _bits(group: SeedGroup, contexts: Sequence[int], last: bool) -> list[_Point]:
     points = []
     for context in contexts:
 
@@ -71,7 +71,7 @@ def _bits(group: Group, contexts: Sequence[int], last: bool) -> list[_Point]:
     return points
 
 
-def bits_plots(groups: Sequence[Group]) -> list[Curves]:
+def bits_plots(groups: Sequence[SeedGroup]) -> list[Curves]:
     """Bits per byte over the length of a pass, of all its tokens and of the last quarter."""
     contexts = sorted({bits.context for group in groups for run in group.runs for bits in run.bits})
     plots = []
@@ -82,7 +82,7 @@ def bits_plots(groups: Sequence[Group]) -> list[Curves]:
     return plots
 
 
-def cost_plots(groups: Sequence[Group]) -> list[Curves]:
+def cost_plots(groups: Sequence[SeedGroup]) -> list[Curves]:
     """Bytes on the compute tier and time per decoded token, over context; empty if nothing was timed."""
     held: dict[int, list[_Point]] = {}
     time: dict[int, list[_Point]] = {}
@@ -105,7 +105,7 @@ def cost_plots(groups: Sequence[Group]) -> list[Curves]:
     ]
 
 
-def recall_map(groups: Sequence[Group], length: int) -> Markup:
+def recall_map(groups: Sequence[SeedGroup], length: int) -> Markup:
     """Attentions down, numbered as in the table, distance across, the share of right answers in each cell; empty if
     nothing was asked."""
     edges = [0, 32]

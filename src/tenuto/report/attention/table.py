@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tenuto.records.attention import FULL, AttentionRun, Decode, Group
+from tenuto.records.attention import FULL, AttentionRun, Decode, SeedGroup
 from tenuto.report import units
 from tenuto.report.diffusion.table import Cell, Column, Row, missing
 
 __all__ = ["attention_columns", "attention_rows"]
 
 
-def _baseline(groups: Sequence[Group]) -> Group | None:
+def _baseline(groups: Sequence[SeedGroup]) -> SeedGroup | None:
     own = next((group for group in groups if group.attention == FULL), None)
     return own or next((group for group in groups if all(run.whole for run in group.runs)), None)
 
 
-def _bits(group: Group, baseline: Group | None, context: int) -> Cell:
+def _bits(group: SeedGroup, baseline: SeedGroup | None, context: int) -> Cell:
     def measure(run: AttentionRun) -> float | None:
         bits = run.bits_at(context)
         return bits.value if bits else None
@@ -35,16 +35,16 @@ def _bits(group: Group, baseline: Group | None, context: int) -> Cell:
     return Cell(text=f"{value:.3f}", note=note, value=value, more=more, worse=sure)
 
 
-def _speed(group: Group) -> Cell:
+def _speed(group: SeedGroup) -> Cell:
     mean = group.mean(lambda run: run.train_tokens_per_cpu_s or None)
     return Cell(text=f"{mean[0]:,.0f}", note="tokens per CPU second", value=mean[0]) if mean else missing()
 
 
-def _last(group: Group) -> Decode | None:
+def _last(group: SeedGroup) -> Decode | None:
     return group.decode[-1] if group.decode else None
 
 
-def _held(group: Group) -> Cell:
+def _held(group: SeedGroup) -> Cell:
     last = _last(group)
     if last is None:
         return missing()
@@ -53,7 +53,7 @@ def _held(group: Group) -> Cell:
     return Cell(text=units.size(device), note=", ".join(below), value=device)
 
 
-def _time(group: Group) -> Cell:
+def _time(group: SeedGroup) -> Cell:
     last = _last(group)
     if last is None:
         return missing()
@@ -63,13 +63,13 @@ def _time(group: Group) -> Cell:
     return Cell(text=units.milliseconds(last.milliseconds), note=note, value=last.milliseconds)
 
 
-def attention_columns(groups: Sequence[Group]) -> list[Column[Group]]:
+def attention_columns(groups: Sequence[SeedGroup]) -> list[Column[SeedGroup]]:
     """Bits per byte at every context, training speed, and decoding at the longest context."""
     baseline = _baseline(groups)
     against = baseline.attention if baseline else FULL
     contexts = sorted({bits.context for group in groups for run in group.runs for bits in run.bits})
     longest = max((at.context for group in groups for at in group.decode), default=0)
-    columns: list[Column[Group]] = [
+    columns: list[Column[SeedGroup]] = [
         Column(
             title=f"{context:,} tokens",
             note="bits per byte",
@@ -100,7 +100,7 @@ def attention_columns(groups: Sequence[Group]) -> list[Column[Group]]:
     ]
 
 
-def attention_rows(groups: Sequence[Group], columns: Sequence[Column[Group]]) -> list[Row[Group]]:
+def attention_rows(groups: Sequence[SeedGroup], columns: Sequence[Column[SeedGroup]]) -> list[Row[SeedGroup]]:
     """Numbered in their order."""
     baseline = _baseline(groups)
     return [

@@ -27,7 +27,7 @@ SHADES = (0.0, 0.05, 0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Exhibit:
+class _KVExhibit:
     """The maps of one Run, with what they say in words."""
 
     row: Row[KVRun]
@@ -42,7 +42,7 @@ class _Context:
     tokens: str
     quality: list[Curves]
     speed: list[Curves]
-    exhibits: list[_Exhibit]
+    exhibits: list[_KVExhibit]
     unmapped: list[Row[KVRun]]
 
 
@@ -50,10 +50,10 @@ def _name(run: KVRun) -> str:
     return f"{label(run)}, {run.context:,} tokens"
 
 
-def _exhibit(row: Row[KVRun]) -> _Exhibit:
+def _exhibit(row: Row[KVRun]) -> _KVExhibit:
     run = row.run
     held = "" if run.held is None else f", holds {units.percent(run.held)} of the bytes"
-    return _Exhibit(row=row, note=f"{run.budget}{held}", svg=kept_map(run.heads, run.survivors, _name(run)))
+    return _KVExhibit(row=row, note=f"{run.budget}{held}", svg=kept_map(run.heads, run.survivors, _name(run)))
 
 
 def _context(rows: Sequence[Row[KVRun]], tokens: int) -> _Context:

@@ -29,7 +29,7 @@ Rows = Sequence[Row[KVRun]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Point:
+class _KVPoint:
     method: int
     run: KVRun
     x: float
@@ -57,14 +57,14 @@ def kv_legend(rows: Rows) -> list[tuple[str, Markup]]:
     return [(policy, marker(number, 8, 8)) for policy, number in _methods(rows).items()]
 
 
-def _point(row: Row[KVRun], task: str, methods: dict[str, int]) -> _Point | str:
+def _point(row: Row[KVRun], task: str, methods: dict[str, int]) -> _KVPoint | str:
     """The point of a Run, or its name if it has none."""
     run, score = row.run, row.run.scores.get(task)
     if score is None or run.held is None:
         return f"{row.number} ({label(run)})"
     value, note = shown(score)
     title = f"{row.number}: {label(run)}\n{value} ({note})\nholds {units.percent(run.held)}\n{loss(score)}"
-    return _Point(method=methods[run.policy], run=run, x=100 * run.held, score=score, title=title.strip())
+    return _KVPoint(method=methods[run.policy], run=run, x=100 * run.held, score=score, title=title.strip())
 
 
 def _reference(score: Score, factor: float, up: Scale) -> list[Markup]:
@@ -79,7 +79,7 @@ def _reference(score: Score, factor: float, up: Scale) -> list[Markup]:
     return [element("g", {}, title, element("rect", band), line)]
 
 
-def _quality(points: Sequence[_Point], reference: Score | None, title: str) -> Markup:
+def _quality(points: Sequence[_KVPoint], reference: Score | None, title: str) -> Markup:
     kind = KINDS[points[0].score.unit]
     scores = [p.score for p in points] + ([reference] if reference else [])
     values = [kind.factor * v for s in scores for v in (s.value, *s.interval)]
@@ -109,7 +109,7 @@ def quality_plots(rows: Rows, context: int) -> list[Curves]:
     plots = []
     for task in task_units([row.run for row in here]):
         found = [_point(row, task, methods) for row in here if not row.baseline]
-        points = [point for point in found if isinstance(point, _Point)]
+        points = [point for point in found if isinstance(point, _KVPoint)]
         reference = next((row.run.scores.get(task) for row in here if row.baseline), None)
         svg = _quality(points, reference, task) if points else Markup("")
         plots.append(Curves(title=task, svg=svg, left_out=[why for why in found if isinstance(why, str)]))

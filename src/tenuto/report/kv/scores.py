@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from tenuto.records.kv import Score
 from tenuto.report import units
 
-__all__ = ["KINDS", "Kind", "loss", "shown", "worse"]
+__all__ = ["KINDS", "ScoreUnit", "loss", "shown", "worse"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class ScoreUnit:
     """How a unit of :class:`tenuto.records.kv.Score` is shown.
 
     Attributes:
@@ -32,7 +32,7 @@ class Kind:
 
 
 KINDS = {
-    "accuracy": Kind(
+    "accuracy": ScoreUnit(
         unit="accuracy, %",
         better="higher",
         factor=100.0,
@@ -41,7 +41,7 @@ KINDS = {
         loss_digits=1,
         help="Share of right answers, mean over the examples; the loss is in percentage points.",
     ),
-    "match": Kind(
+    "match": ScoreUnit(
         unit="tokens alike, %",
         better="higher",
         factor=100.0,
@@ -50,7 +50,7 @@ KINDS = {
         loss_digits=1,
         help="Share of tokens that are those of the full cache; the loss is in percentage points.",
     ),
-    "perplexity": Kind(
+    "perplexity": ScoreUnit(
         unit="perplexity",
         better="lower",
         factor=1.0,
@@ -60,7 +60,7 @@ KINDS = {
         help="How uncertain the model is about real text. The loss is that of the negative log-likelihood, in nats "
         "per token.",
     ),
-    "nats": Kind(
+    "nats": ScoreUnit(
         unit="nats",
         better="lower",
         factor=1.0,

@@ -26,7 +26,7 @@ SHOWN = 1500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Text:
+class _ShortenedText:
     """A text as it was shortened, and at which ratio."""
 
     ratio: str
@@ -42,7 +42,7 @@ class _Group:
     plot: Markup
     baselines: list[Row[PromptRun]]
     methods: list[Row[PromptRun]]
-    texts: list[_Text]
+    texts: list[_ShortenedText]
     columns: Sequence[Column[PromptRun]]
 
 
@@ -96,7 +96,9 @@ def _group(rows: Sequence[Row[PromptRun]], ways: Sequence[str], number: int) -> 
     first = rows[0].run
     title = f"{first.kind}, {first.context:,} tokens"
     methods = [row for row in rows if not row.baseline]
-    texts = [_Text(ratio=f"{row.run.ratio:g}", html=coloured(row.run.pieces)) for row in methods if row.run.pieces]
+    texts = [
+        _ShortenedText(ratio=f"{row.run.ratio:g}", html=coloured(row.run.pieces)) for row in methods if row.run.pieces
+    ]
     plot = quality([row.run for row in methods], ways, f"{title}: loss against ratio")
     return _Group(
         title=title,

@@ -31,7 +31,7 @@ from tenuto.errors import CalibrationError, PolicyError, closest
 from tenuto.kv.index import shared
 from tenuto.shards.policies.page_summary import centroid_logits
 from tenuto.shards.policy import Arrivals, Paper, Placement, Places, Sharding, ShardMethod, capped
-from tenuto.shards.schedule import SINKS, Scheduler, Use, edges, order
+from tenuto.shards.schedule import SINKS, PageUse, Scheduler, edges, order
 from tenuto.shards.selector import Asked, Selector
 
 __all__ = ["READS", "UTILITIES", "Affinity", "Expert", "PiKV", "Router", "Schedule"]
@@ -121,7 +121,7 @@ class Affinity(Selector):
         return shared(centroid_logits(asked) + prior).log() if self.summary else prior
 
 
-UTILITIES: dict[str, Callable[[Use], torch.Tensor]] = {
+UTILITIES: dict[str, Callable[[PageUse], torch.Tensor]] = {
     "h2o": lambda use: use.mass,
     "streaming_llm": lambda use: use.newest + 1e9 * (use.oldest < SINKS),
     "quest": lambda use: use.share,
@@ -168,7 +168,7 @@ class Schedule(Scheduler):
     def estimated(self) -> bool:
         return self.utility in ("h2o", "quest", "adakv", "duo")
 
-    def worth(self, use: Use) -> torch.Tensor:
+    def worth(self, use: PageUse) -> torch.Tensor:
         return UTILITIES[self.utility](use)
 
 
