@@ -6,8 +6,8 @@
 
 Hashing the bytes costs about 1 s per 4 GB and happens once (:mod:`tenuto.weights`); afterwards comparing is enough
 (:class:`ModuleState`): modules and tensors are the same objects, at the same place, of the same version, and some bytes
-of each are as they were. What that cannot see is a change of a few rows through ``.data``, which PyTorch does not count;
-attaching again hashes again.
+of each are as they were. What that cannot see is a change of a few rows through ``.data``, which PyTorch does not
+count; attaching again hashes again.
 """
 
 from __future__ import annotations
