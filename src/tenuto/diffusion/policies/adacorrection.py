@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from tenuto.diffusion.policy import Composition, Estimator, Paper, Step, Streams, WrappingPolicy
+from tenuto.diffusion.policy import Claim, Composition, Estimator, Paper, Step, Streams, WrappingPolicy
 from tenuto.diffusion.saliency import LastInput, put, top
 from tenuto.errors import PolicyError
 
@@ -195,6 +195,10 @@ class AdaCorrection(WrappingPolicy):
         "Liu, Yu, Lengerich, Wu",
         2026,
         "https://arxiv.org/abs/2602.13357",
+    )
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim("FID of FastCache, without and with it", "4.46 to 4.37", "DiT-XL/2, ImageNet 256x256", "authors' docs"),
+        Claim("FID of TeaCache, without and with it", "5.09 to 4.54", "DiT-XL/2, ImageNet 256x256", "authors' docs"),
     )
     sweep: ClassVar[tuple[str, ...]] = (
         "every_n:n=2+adacorrection",

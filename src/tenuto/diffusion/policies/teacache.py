@@ -21,7 +21,7 @@ import torch
 from tenuto.diffusion.gate import Verdict
 from tenuto.diffusion.policies.every_n import StoredResidual, WholeStack
 from tenuto.diffusion.policies.first_block import relative_l1
-from tenuto.diffusion.policy import Composition, FeaturePolicy, Paper, Recorder, Scope, Step, StepGate, Streams
+from tenuto.diffusion.policy import Claim, Composition, FeaturePolicy, Paper, Recorder, Scope, Step, StepGate, Streams
 from tenuto.errors import CalibrationError, PolicyError
 
 if TYPE_CHECKING:
@@ -126,6 +126,9 @@ class TeaCache(FeaturePolicy):
         "Liu, Zhang, Wang, Wei, Qiu, Zhao, Zhang, Ye, Wan",
         2024,
         "https://arxiv.org/abs/2411.19108",
+    )
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim("speed", "up to 4.41x, VBench score 0.07 % lower", "Open-Sora-Plan", "abstract"),
     )
     calibrated: ClassVar[bool] = True
     sweep: ClassVar[tuple[str, ...]] = (

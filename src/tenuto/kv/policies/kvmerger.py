@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from tenuto.errors import PolicyError
 from tenuto.kv.policies.h2o import ReceivedAttention
-from tenuto.kv.policy import Drop, Entries, KVMethod, KVPolicy, Paper, Reducer, Scored, Selector, TopK, View
+from tenuto.kv.policy import Claim, Drop, Entries, KVMethod, KVPolicy, Paper, Reducer, Scored, Selector, TopK, View
 
 __all__ = ["GaussianMerge", "KVMerger", "Pivots", "links"]
 
@@ -128,6 +128,9 @@ class KVMerger(KVMethod):
         "Wang, Jin, Yu, Zhang",
         2024,
         "https://arxiv.org/abs/2407.08454",
+    )
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim("budgets at which it is ahead of H2O and CaM", "50 % and 35 %", "LongBench, ZeroScrolls", "abstract"),
     )
     sweep: ClassVar[tuple[str, ...]] = ("kvmerger",)
 

@@ -21,7 +21,7 @@ import torch
 from tenuto.errors import PolicyError
 from tenuto.kv.policies.scissorhands import free_and_open, on_line
 from tenuto.kv.policies.snapkv import WindowAttention
-from tenuto.kv.policy import Allocator, KVMethod, KVPolicy, Paper, Scored, TopK
+from tenuto.kv.policy import Allocator, Claim, KVMethod, KVPolicy, Paper, Scored, TopK
 
 __all__ = ["Pyramid", "PyramidKV"]
 
@@ -62,6 +62,10 @@ class PyramidKV(KVMethod):
         "Cai, Zhang, Gao, Liu, Li, Liu, Lu, Xiong, Dong, Hu, Xiao",
         2024,
         "https://arxiv.org/abs/2406.02069",
+    )
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim("share of the cache that matches the full one", "12 %", "LongBench", "abstract"),
+        Claim("accuracy beyond other methods", "up to +20.5 points", "TREC, 0.7 % of the cache", "abstract"),
     )
     sweep: ClassVar[tuple[str, ...]] = ("pyramidkv",)
 

@@ -25,7 +25,20 @@ import torch
 
 from tenuto.errors import PolicyError
 from tenuto.kv.policies.adakv import whole
-from tenuto.kv.policy import Allocator, Drop, Entries, KVMethod, KVPolicy, Paper, Reducer, Scored, Scorer, TopK, View
+from tenuto.kv.policy import (
+    Allocator,
+    Claim,
+    Drop,
+    Entries,
+    KVMethod,
+    KVPolicy,
+    Paper,
+    Reducer,
+    Scored,
+    Scorer,
+    TopK,
+    View,
+)
 
 __all__ = ["Compensate", "FetchingHeads", "RazorAttention", "RepeatedTokens", "in_proportion"]
 
@@ -178,6 +191,9 @@ class RazorAttention(KVMethod):
         "Tang, Lin, Lin, Han, Ke, Hong, Yao, Wang",
         2024,
         "https://arxiv.org/abs/2407.15891",
+    )
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim("size of the cache", "over 70 % smaller", "without noticeable loss", "abstract"),
     )
     sweep: ClassVar[tuple[str, ...]] = ("razor_attention",)
 

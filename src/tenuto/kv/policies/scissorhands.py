@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 
 from tenuto.errors import PolicyError
-from tenuto.kv.policy import Allocator, Every, KVMethod, KVPolicy, Paper, Scored, Scorer, TopK, View
+from tenuto.kv.policy import Allocator, Claim, Every, KVMethod, KVPolicy, Paper, Scored, Scorer, TopK, View
 
 __all__ = ["LaterMore", "Neglect", "Scissorhands", "free_and_open", "on_line"]
 
@@ -92,6 +92,10 @@ class Scissorhands(KVMethod):
         "Liu, Desai, Liao, Wang, Xie, Xu, Kyrillidis, Shrivastava",
         2023,
         "https://arxiv.org/abs/2305.17118",
+    )
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim("memory of the cache", "up to 5x less", "OPT", "abstract"),
+        Claim("memory of the cache with 4 bits", "up to 20x less", "OPT", "abstract"),
     )
     sweep: ClassVar[tuple[str, ...]] = ("scissorhands",)
 

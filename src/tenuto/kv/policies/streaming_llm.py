@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 
 from tenuto.errors import PolicyError
-from tenuto.kv.policy import Every, KVMethod, KVPolicy, Paper, Positioner, Recency, TopK, View
+from tenuto.kv.policy import Claim, Every, KVMethod, KVPolicy, Paper, Positioner, Recency, TopK, View
 
 __all__ = ["SinksClose", "StreamingLLM"]
 
@@ -58,6 +58,9 @@ class StreamingLLM(KVMethod):
         "Xiao, Tian, Chen, Han, Lewis",
         2023,
         "https://arxiv.org/abs/2309.17453",
+    )
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim("speed against computing the window anew", "up to 22.2x", "up to 4 million tokens", "abstract"),
     )
     demo: ClassVar[Mapping[str, float]] = {"streaming_llm": 0.5}
     sweep: ClassVar[tuple[str, ...]] = ("streaming_llm",)

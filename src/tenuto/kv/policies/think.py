@@ -21,7 +21,7 @@ import torch
 
 from tenuto.errors import PolicyError
 from tenuto.kv.policies.kivi import pack, unpack
-from tenuto.kv.policy import Code, Codec, KVMethod, KVPolicy, Paper
+from tenuto.kv.policy import Claim, Code, Codec, KVMethod, KVPolicy, Paper
 
 __all__ = ["ThinK", "ThinKeys"]
 
@@ -117,6 +117,9 @@ class ThinK(KVMethod):
         "Xu, Jie, Dong, Wang, Lu, Zhou, Saha, Xiong, Sahoo",
         2024,
         "https://arxiv.org/abs/2407.21018",
+    )
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim("memory of the cache, on top of eviction", "over 20 % less", "LLaMA3 and Mistral", "abstract"),
     )
     sweep: ClassVar[tuple[str, ...]] = ("think", "think:keep=0.5", "think:keep=0.4,window=16")
 

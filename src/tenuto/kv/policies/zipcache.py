@@ -23,7 +23,7 @@ import torch
 from tenuto.errors import PolicyError
 from tenuto.kv.policies.kivi import rounded
 from tenuto.kv.policies.mikv import Mixed, Split, TwoLevels
-from tenuto.kv.policy import ALL, KVMethod, KVPolicy, Paper, Scorer, View
+from tenuto.kv.policy import ALL, Claim, KVMethod, KVPolicy, Paper, Scorer, View
 
 __all__ = ["NormalisedAttention", "Separable", "ZipCache", "sample"]
 
@@ -106,6 +106,10 @@ class ZipCache(KVMethod):
         "He, Zhang, Wu, Liu, Zhou, Zhuang",
         2024,
         "https://arxiv.org/abs/2405.14256",
+    )
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim("size of the cache", "4.98x smaller, accuracy 0.38 % lower", "Mistral-7B, GSM8K", "abstract"),
+        Claim("latency of prefill and of decoding", "37.3 % and 56.9 % lower", "LLaMA3-8B, 4,096 tokens", "abstract"),
     )
     sweep: ClassVar[tuple[str, ...]] = ("zipcache:high=8,low=4", "zipcache", "zipcache:salient=0.2,page=16")
 

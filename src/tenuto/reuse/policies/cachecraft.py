@@ -26,7 +26,7 @@ from typing import ClassVar
 
 import torch
 
-from tenuto.reuse.policy import Assembler, Paper, Seen, check_fraction, check_layer
+from tenuto.reuse.policy import Assembler, Claim, Paper, Seen, check_fraction, check_layer
 
 __all__ = ["CacheCraft", "attention_to_chunks"]
 
@@ -72,6 +72,10 @@ class CacheCraft(Assembler):
         "Nirmal Joshua Kapu, Tong Yu, Shiv Saini",
         year=2025,
         url="https://arxiv.org/abs/2502.15734",
+    )
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim("redundant computation against prefix caching", "51 % less", "LLaMA-3-8B and 70B", "abstract"),
+        Claim("throughput and latency", "1.6x, and 2x lower", "LLaMA-3-8B and 70B, continuous batching", "abstract"),
     )
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tenuto.reuse.policy import Assembler, Paper, Seen
+from tenuto.reuse.policy import Assembler, Claim, Paper, Seen
 
 __all__ = ["Concatenate"]
 
@@ -33,6 +33,10 @@ class Concatenate(Assembler):
         authors="Jingbo Yang, Bairu Hou, Wei Wei, Yujia Bao, Shiyu Chang",
         year=2025,
         url="https://arxiv.org/abs/2502.16002",
+    )
+    claims: ClassVar[tuple[Claim, ...]] = (
+        Claim("accuracy of answers, after fine-tuning", "4 % higher on average", "seven datasets", "abstract"),
+        Claim("time to the first token", "up to 96 % lower", "seven datasets", "abstract"),
     )
     computes: ClassVar[bool] = False
 
