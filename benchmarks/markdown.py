@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, from the records of a benchmark: ``python benchmarks/markdown.py FOLDER [--best]``.
+"""The tables of docs/results, from the records of a benchmark: ``python benchmarks/markdown.py FOLDER [--best]``.
 
 ``--best`` prints, per method, the highest PSNR among its rows that are at least 2, 3, 4 and 6 times cheaper by
 operations.

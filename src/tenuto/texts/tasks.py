@@ -13,7 +13,7 @@ Ceilings: the mean score of SmolLM2-135M-Instruct (float32, greedy, no cache pol
     fwe              0.40   10 examples, seeds 0 to 9, chosen
     passkey          1.00    5 examples, seeds 0 to 4
 
-At 384 tokens, 34 examples each, in `benchmarks/kv_peers.py` (docs/results.md): niah_single 1.00, niah_multikey 0.94,
+At 384 tokens, 34 examples each, in `benchmarks/kv_peers.py` (docs/results/kv.md): niah_single 1.00, niah_multikey 0.94,
 passkey 1.00. No task was measured at other lengths.
 """
 
