@@ -1,10 +1,10 @@
 import torch
 
-from tenuto.attention.levels import Level, mix
+from tenuto.attention.levels import AttentionLevel, mix
 
 
-def level(name: str, logits: torch.Tensor, values: torch.Tensor) -> Level:
-    return Level(name, logits, lambda weights: weights @ values)
+def level(name: str, logits: torch.Tensor, values: torch.Tensor) -> AttentionLevel:
+    return AttentionLevel(name, logits, lambda weights: weights @ values)
 
 
 def test_levels_together_are_one_softmax() -> None:

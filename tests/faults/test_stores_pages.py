@@ -16,7 +16,7 @@ import tenuto
 from tenuto.errors import StoreError
 from tenuto.testing.kv import TinyLM, tokens
 from tenuto.tiers import page as pages
-from tenuto.tiers.address import StoreLevel
+from tenuto.tiers.address import Level
 from tenuto.tiers.codec import PageCodec, zstandard_package
 from tenuto.tiers.host import HostTier
 
@@ -67,7 +67,7 @@ def test_a_page_of_another_kind_is_a_miss_and_is_replaced(codec: str, change: Ch
     model, tier = TinyLM().eval(), HostTier(1 << 24)
 
     def read() -> tuple[Any, int]:
-        with tenuto.PrefixStore([StoreLevel(tier, PageCodec.parse(codec))], page=8) as store:
+        with tenuto.PrefixStore([Level(tier, PageCodec.parse(codec))], page=8) as store:
             tier.close = lambda: None  # type: ignore[method-assign]
             with tenuto.attach(model, tenuto.Knorm(), budget=ALL, store=store) as run:
                 cache = run.restore(IDS)

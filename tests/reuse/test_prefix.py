@@ -12,7 +12,7 @@ import torch
 
 from tenuto.errors import InputError, StoreError
 from tenuto.reuse.prefix import ModelPages, PrefixStore, Stretch
-from tenuto.tiers.address import StoreLevel
+from tenuto.tiers.address import Level
 from tenuto.tiers.codec import PageCodec
 from tenuto.tiers.host import HostTier
 
@@ -78,7 +78,7 @@ def test_a_page_under_the_key_of_another_is_not_believed(tmp_path: Path) -> None
 
 def test_damaged_pages_end_the_prefix_and_are_written_again() -> None:
     tier, dice = HostTier(1 << 20), random.Random(0)
-    with PrefixStore([StoreLevel(tier, PageCodec())], page=PAGE) as store:
+    with PrefixStore([Level(tier, PageCodec())], page=PAGE) as store:
         mine = shelf(store)
         mine.write(TOKENS, stretch(TOKENS))
         keys = mine.keys(0, TOKENS)
@@ -95,7 +95,7 @@ def test_damaged_pages_end_the_prefix_and_are_written_again() -> None:
 
 def test_levels_of_other_codecs_are_asked_in_order() -> None:
     exact, small = HostTier(10_000), HostTier(1 << 20)
-    levels = [StoreLevel(exact, PageCodec()), StoreLevel(small, PageCodec("int8"))]
+    levels = [Level(exact, PageCodec()), Level(small, PageCodec("int8"))]
     with PrefixStore(levels, page=PAGE) as store:
         mine = shelf(store)
         mine.write(TOKENS, stretch(TOKENS))
@@ -114,7 +114,7 @@ def test_levels_of_other_codecs_are_asked_in_order() -> None:
 
 def test_a_full_tier_keeps_the_beginning() -> None:
     tier = HostTier(4000)
-    with PrefixStore([StoreLevel(tier, PageCodec())], page=PAGE) as store:
+    with PrefixStore([Level(tier, PageCodec())], page=PAGE) as store:
         mine = shelf(store)
         mine.write(TOKENS, stretch(TOKENS))
         assert holds(mine.read(TOKENS), TOKENS[: mine.match(TOKENS)]) and 0 < mine.match(TOKENS) < 20
@@ -127,7 +127,7 @@ def test_writing_goes_on_behind_and_is_waited_for() -> None:
             super().put(key, data)
 
     going, tier = threading.Event(), Slow(1 << 20)
-    with PrefixStore([StoreLevel(tier, PageCodec())], page=PAGE) as store:
+    with PrefixStore([Level(tier, PageCodec())], page=PAGE) as store:
         mine = shelf(store)
         store.behind(mine, TOKENS, stretch(TOKENS))
         assert mine.match(TOKENS) == 0

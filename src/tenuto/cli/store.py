@@ -13,7 +13,7 @@ import click
 from tenuto.cli.group import FILE, Group, device_option, json_option, language_option, main, wide_console
 
 if TYPE_CHECKING:
-    from tenuto.tiers.address import StoreLevel
+    from tenuto.tiers.address import Level
     from tenuto.tiers.tier import Tier
 
 MEBI = 2**20
@@ -26,7 +26,7 @@ def store() -> None:
 
 
 @contextmanager
-def _opened(address: str) -> Iterator[list[StoreLevel]]:
+def _opened(address: str) -> Iterator[list[Level]]:
     """The levels of an address; a folder that is not there is not made."""
     from tenuto.errors import InputError
     from tenuto.tiers.address import open_levels, split
@@ -42,7 +42,7 @@ def _opened(address: str) -> Iterator[list[StoreLevel]]:
         yield levels
 
 
-def _tiers(levels: list[StoreLevel]) -> Iterator[tuple[str, Tier]]:
+def _tiers(levels: list[Level]) -> Iterator[tuple[str, Tier]]:
     from tenuto.tiers.inventory import parts
 
     for level in levels:

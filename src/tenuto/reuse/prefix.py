@@ -24,7 +24,7 @@ import torch
 
 from tenuto.errors import InputError, StoreError
 from tenuto.tiers import page as pages
-from tenuto.tiers.address import StoreLevel, open_levels
+from tenuto.tiers.address import Level, open_levels
 from tenuto.tiers.forked import renewed_in_child
 from tenuto.tiers.key import KeySpace
 
@@ -66,7 +66,7 @@ class PrefixStore:
         InputError: no such address or codec, or a page of no tokens.
     """
 
-    def __init__(self, address: str | Sequence[StoreLevel], *, page: int = 64, tenant: str = "") -> None:
+    def __init__(self, address: str | Sequence[Level], *, page: int = 64, tenant: str = "") -> None:
         if page < 1:
             raise InputError(f"A page of {page} tokens was asked for. Give at least 1.")
         self.levels = open_levels(address) if isinstance(address, str) else list(address)

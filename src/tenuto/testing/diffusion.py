@@ -14,6 +14,7 @@ from tenuto.diffusion.attach import attach
 from tenuto.diffusion.calibrate import calibrate
 from tenuto.diffusion.policy import FeaturePolicy
 from tenuto.testing.law import LawError, expect, law_round_trip
+from tenuto.testing.seeded import seeded
 
 __all__ = ["LAWS", "STEPS", "LawError", "TinyDiT", "check_feature_policy", "denoise", "profile_for"]
 
@@ -56,8 +57,7 @@ class TinyDiT(nn.Module):
 
     def __init__(self, blocks: int = 4, width: int = 16, seed: int = 0) -> None:
         super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.time = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
             self.label = nn.Embedding(11, width)
             self.blocks = nn.ModuleList(_TinyBlock(width) for _ in range(blocks))

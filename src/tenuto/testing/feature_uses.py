@@ -199,6 +199,7 @@ class _Trial:
 
     def in_threads(self, check: Callable[[int, torch.Tensor | None], None]) -> None:
         failures: list[BaseException] = []
+        found: dict[int, torch.Tensor | None] = {}
         for given in self.use.generations:  # diffusers' names appear one by one while it is first imported
             _scheduler(given.scheduler)
 
@@ -206,8 +207,7 @@ class _Trial:
             name = run.generation(f"number {place}") if self.use.named else nullcontext()
             try:
                 with name:
-                    found = _last(self.steps(self.use.generations[place]))
-                check(place, found)
+                    found[place] = _last(self.steps(self.use.generations[place]))
             except BaseException as error:  # noqa: BLE001 (told by the thread that waits)
                 failures.append(error)
 
@@ -219,6 +219,8 @@ class _Trial:
                 thread.join()
         for failure in failures:
             raise failure
+        for place, latest in found.items():
+            check(place, latest)
 
 
 def _same(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:

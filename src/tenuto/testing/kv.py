@@ -22,6 +22,7 @@ from tenuto.kv.attach import AttachedRun, attach
 from tenuto.kv.cache import KVCache
 from tenuto.kv.policy import KVMethod, KVPolicy
 from tenuto.testing.law import LawError, expect, law_round_trip
+from tenuto.testing.seeded import seeded
 
 __all__ = ["KV_LAWS", "LawError", "TinyLM", "check_kv_policy", "close", "follow", "tokens"]
 
@@ -53,8 +54,7 @@ class TinyLM(LlamaForCausalLM):  # type: ignore[misc]
             bos_token_id=1,
             eos_token_id=None,
         )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             super().__init__(config)
         self.eval()
 

@@ -30,7 +30,7 @@ from tenuto.tiers.objects import ObjectTier
 from tenuto.tiers.remote import RemoteTier
 from tenuto.tiers.tier import Tier
 
-__all__ = ["StoreLevel", "open_levels", "open_tier", "split"]
+__all__ = ["Level", "open_levels", "open_tier", "split"]
 
 EXAMPLE = "Give for example disk:~/.cache/tenuto/kv?max=10GiB, host:?max=1GiB or redis://HOST:6379/0."
 LOCAL = ("host:", "device:", "disk:")
@@ -39,14 +39,14 @@ SERVERS = {"redis": "redis", "valkey": "redis", "rediss": "rediss", "valkeys": "
 
 
 @dataclass(frozen=True, slots=True)
-class StoreLevel:
+class Level:
     """A tier, or several that hold the same bytes, and how their pages are stored."""
 
     tier: Tier
     codec: PageCodec
 
 
-def open_levels(addresses: str) -> list[StoreLevel]:
+def open_levels(addresses: str) -> list[Level]:
     """The levels of one or more addresses; neighbours of one codec are one level, a :class:`Chain`.
 
     Raises:
@@ -54,12 +54,12 @@ def open_levels(addresses: str) -> list[StoreLevel]:
     """
     secret = "@" in addresses  # then a part without a scheme may be part of a password
     opened = [_open(text.strip(), secret) for text in split(addresses)]
-    levels: list[StoreLevel] = []
+    levels: list[Level] = []
     for level in opened:
         if levels and levels[-1].codec == level.codec:
             before = levels[-1].tier
             tiers = (*before.tiers, level.tier) if isinstance(before, Chain) else (before, level.tier)
-            levels[-1] = StoreLevel(Chain(tiers), level.codec)
+            levels[-1] = Level(Chain(tiers), level.codec)
         else:
             levels.append(level)
     return levels
@@ -88,7 +88,7 @@ def open_tier(address: str) -> Tier:
     return levels[0].tier
 
 
-def _open(address: str, secret: bool) -> StoreLevel:
+def _open(address: str, secret: bool) -> Level:
     shown = "..." if secret and "://" not in address and not address.startswith(LOCAL) else redact(address)
     scheme, colon, rest = address.partition(":")
     place, _, query = rest.partition("?")
@@ -100,11 +100,11 @@ def _open(address: str, secret: bool) -> StoreLevel:
         if options:
             wrong = next(iter(options))
             raise InputError(f"{shown!r}: no option {wrong!r}.{closest(wrong, ['max', 'codec', 'foreign'])}")
-        return StoreLevel(_local(scheme, place, most, foreign), codec)
+        return Level(_local(scheme, place, most, foreign), codec)
     if scheme in SERVERS and rest.startswith("//"):
-        return StoreLevel(_server(SERVERS[scheme], place, options), codec)
+        return Level(_server(SERVERS[scheme], place, options), codec)
     if rest.startswith("//"):
-        return StoreLevel(ObjectTier(f"{scheme}:{place}" + (f"?{urlencode(options)}" if options else "")), codec)
+        return Level(ObjectTier(f"{scheme}:{place}" + (f"?{urlencode(options)}" if options else "")), codec)
     raise InputError(
         f"{shown!r} is no address of a tier.{closest(scheme, ['host', 'device', 'disk', *SERVERS])} {EXAMPLE}"
     )
