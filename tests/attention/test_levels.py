@@ -1,10 +1,10 @@
 import torch
 
-from tenuto.attention.levels import AttentionLevel, mix
+from tenuto.attention.levels import MKALevel, mix
 
 
-def level(name: str, logits: torch.Tensor, values: torch.Tensor) -> AttentionLevel:
-    return AttentionLevel(name, logits, lambda weights: weights @ values)
+def level(name: str, logits: torch.Tensor, values: torch.Tensor) -> MKALevel:
+    return MKALevel(name, logits, lambda weights: weights @ values)
 
 
 def test_levels_together_are_one_softmax() -> None:

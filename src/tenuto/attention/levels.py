@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import dropout as drop
 
-__all__ = ["AttentionLevel", "LevelMix", "mix"]
+__all__ = ["MKALevel", "LevelMix", "mix"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class AttentionLevel:
+class MKALevel:
     """Logits ``[..., queries, keys]``, ``-inf`` where a key is not seen, and what sums values under such weights."""
 
     name: str
@@ -32,7 +32,7 @@ class LevelMix:
     share: dict[str, torch.Tensor]
 
 
-def mix(levels: list[AttentionLevel], dropout: float = 0.0) -> LevelMix:
+def mix(levels: list[MKALevel], dropout: float = 0.0) -> LevelMix:
     """The softmax over all levels: ``o = sum_l e^(lse_l - lse) o_l``. At least one key of each query must be seen.
 
     An empty level, or one of which nothing is seen, has no share. ``dropout`` is the chance of a weight to be left out.

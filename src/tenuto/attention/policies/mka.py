@@ -35,7 +35,7 @@ from torch import nn
 
 from tenuto.attention.archive import SLAB, Archive, InCall, InMemory, InTier, chosen_from
 from tenuto.attention.columns import chunks_of, first_tokens, joined, last, placed
-from tenuto.attention.levels import AttentionLevel, LevelMix, mix
+from tenuto.attention.levels import MKALevel, LevelMix, mix
 from tenuto.attention.policy import Attention, AttentionCall, Claim, Heads, Paper, Shape, State
 from tenuto.errors import AttachError, PolicyError
 from tenuto.tiers.address import open_levels
@@ -280,7 +280,7 @@ class MKAHeads(Heads):
         """``[batch, kv_heads, group, queries, ...]``."""
         return q.reshape(q.shape[0], self.shape.kv_heads, -1, *q.shape[2:])
 
-    def _local(self, q: torch.Tensor, start: int, first: torch.Tensor, view: _View) -> AttentionLevel:
+    def _local(self, q: torch.Tensor, start: int, first: torch.Tensor, view: _View) -> MKALevel:
         old = view.keys.shape[2] - view.number.shape[1]
         part = slice(max(old + start - self.reach, 0), old + start + q.shape[3])
         columns = torch.arange(part.start, part.stop, device=q.device)
@@ -292,18 +292,18 @@ class MKAHeads(Heads):
         keys = torch.cat([view.sink_k, view.keys[:, :, part]], 2)
         values = torch.cat([view.sink_v, view.values[:, :, part]], 2)
         logits = torch.einsum("bhgqd,bhkd->bhgqk", q, keys).masked_fill(~mask, NEVER)
-        return AttentionLevel("local", logits, lambda weights: torch.einsum("bhgqk,bhkd->bhgqd", weights, values))
+        return MKALevel("local", logits, lambda weights: torch.einsum("bhgqk,bhkd->bhgqd", weights, values))
 
     def _distant(
         self, far: torch.Tensor, q: torch.Tensor, exposed: torch.Tensor, chunks: int, view: _View
-    ) -> list[AttentionLevel]:
+    ) -> list[MKALevel]:
         """Summaries, running means over them, and recalled chunks."""
         if view.sum_k is None or view.sum_v is None:
             raise ValueError("no summaries")
         sum_k, sum_v = view.sum_k[:, :, :chunks], view.sum_v[:, :, :chunks]
         plain = torch.einsum("bhgqd,bhkd->bhgqk", far, sum_k)
         hidden = (torch.arange(chunks, device=q.device) >= exposed[..., None])[:, None]  # [batch, 1, queries, chunks]
-        levels, recalled = list[AttentionLevel](), hidden
+        levels, recalled = list[MKALevel](), hidden
         if self.attention.recall:
             scores = plain.detach().sum(2).masked_fill(hidden, NEVER)
             best, chosen = scores.topk(min(self.attention.recall, chunks), -1)
@@ -316,7 +316,7 @@ class MKAHeads(Heads):
                 among = (exposed.to(q.dtype) / self.attention.crowd).clamp(min=1)
                 logits = logits - among.log()[:, None, None, :, None]
             logits = logits.masked_fill(recalled[:, :, None], NEVER)
-            levels.append(AttentionLevel("session", logits, lambda w: torch.einsum("bhgqk,bhkd->bhgqd", w, sum_v)))
+            levels.append(MKALevel("session", logits, lambda w: torch.einsum("bhgqk,bhkd->bhgqd", w, sum_v)))
         if self.attention.horizons:
             levels.append(self._means(plain, self._bias("means", q), exposed, chunks, sum_v))
         return levels
@@ -330,7 +330,7 @@ class MKAHeads(Heads):
 
     def _means(
         self, plain: torch.Tensor, bias: torch.Tensor, exposed: torch.Tensor, chunks: int, sum_v: torch.Tensor
-    ) -> AttentionLevel:
+    ) -> MKALevel:
         """A mean's key is a weighted sum of summaries, so its logit is that sum of theirs, and so are its values."""
         age = (exposed[..., None] - 1 - torch.arange(chunks, device=plain.device))[
             :, None, None
@@ -346,7 +346,7 @@ class MKAHeads(Heads):
         def values(given: torch.Tensor) -> torch.Tensor:
             return torch.einsum("bhgqk,bhkd->bhgqd", torch.einsum("bhgqm,bhmqk->bhgqk", given, weights), sum_v)
 
-        return AttentionLevel("means", logits, values)
+        return MKALevel("means", logits, values)
 
     def _count(self, mixed: LevelMix, real: torch.Tensor) -> None:
         if self.usage is None:
@@ -373,15 +373,13 @@ class _View:
     archive: Archive | None = None
 
 
-def _recalled(
-    far: torch.Tensor, bias: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor
-) -> AttentionLevel:
+def _recalled(far: torch.Tensor, bias: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor) -> MKALevel:
     if k.shape[2] == 1:  # the same keys for all queries
         logits, total = torch.einsum("bhgqd,bhkd->bhgqk", far, k[:, :, 0]), ("bhgqk,bhkd->bhgqd", v[:, :, 0])
     else:
         logits, total = torch.einsum("bhgqd,bhqkd->bhgqk", far, k), ("bhgqk,bhqkd->bhgqd", v)
     logits = (logits + bias).masked_fill(~seen[:, :, None], NEVER)
-    return AttentionLevel("recalled", logits, lambda weights: torch.einsum(total[0], weights, total[1]))
+    return MKALevel("recalled", logits, lambda weights: torch.einsum(total[0], weights, total[1]))
 
 
 def keep_far(model: Any, address: str) -> None:
