@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import dropout as drop
 
-__all__ = ["MKALevel", "LevelMix", "mix"]
+__all__ = ["LevelMix", "MKALevel", "mix"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -35,7 +35,7 @@ from torch import nn
 
 from tenuto.attention.archive import SLAB, Archive, InCall, InMemory, InTier, chosen_from
 from tenuto.attention.columns import chunks_of, first_tokens, joined, last, placed
-from tenuto.attention.levels import MKALevel, LevelMix, mix
+from tenuto.attention.levels import LevelMix, MKALevel, mix
 from tenuto.attention.policy import Attention, AttentionCall, Claim, Heads, Paper, Shape, State
 from tenuto.errors import AttachError, PolicyError
 from tenuto.tiers.address import open_levels
