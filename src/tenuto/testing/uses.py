@@ -78,12 +78,15 @@ class _WantedText:
 
 @torch.no_grad()
 @torch.no_grad()
-def law_use(use: Use, model: Any, plain: Any, new: Callable[[], Any], room: float = 1e-4) -> int:
+def law_use(
+    use: Use, model: Any, plain: Any, new: Callable[[], Any], room: float = 1e-4, begun: torch.Tensor | None = None
+) -> int:
     """Logits of every real token are those of the text read at once; what is refused changes nothing.
 
     Args:
         model: with the caches that ``new`` makes; plain: the same model without, which is called without a cache.
         room: of the largest logit; at least of 1.
+        begun: what a new cache holds already, token ids ``[1, tokens]``; None: nothing.
 
     Returns:
         How many calls were refused: taking tokens back, or going on behind padding on the right.
@@ -92,6 +95,8 @@ def law_use(use: Use, model: Any, plain: Any, new: Callable[[], Any], room: floa
         LawError: they differ, or something else was refused.
     """
     text, cache, refused, left = _WantedText(use, plain.config.vocab_size), new(), 0, list[tuple[_WantedText, Any]]()
+    if begun is not None:
+        text.ids, text.mask = begun, torch.ones_like(begun)
     for name, number in (*use.calls, ("steps", 1)):
         try:
             cache, text = _act(name, number, text, cache, (model, plain, room), left)
