@@ -103,7 +103,7 @@ class AttachedRun:
     def reset(self) -> None:
         """Forget everything: the next step starts cold."""
         for denoiser in self.denoisers:
-            denoiser.start(None, None)
+            denoiser.start(None, None, announced=True)
 
 
 def _nothing() -> None:
