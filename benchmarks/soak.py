@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/soak.py [--language 1000 --images 1000]
 
 Each language run attaches a policy, with a store of prefixes on disk or in memory, writes a text and detaches; each
-image run attaches a policy to a tiny pipeline, draws and detaches. Policies, prompts and lengths change from run to run.
+image run attaches a policy to a tiny pipeline, draws and detaches. Policies, prompts, lengths change from run to run.
 After a tenth of the runs, and ten times more, resident memory, open files and threads are read. Prints a table; exits
 with 1 where there are more files or threads at the end than at the first reading, or memory grows by over 4 KiB a run.
 """
