@@ -90,7 +90,7 @@ def test_a_speed_that_is_missed_when_measured_is_exchanged(
 
     bench = diffusion_bench.bench
     monkeypatch.setattr(diffusion_bench, "bench", slow)
-    monkeypatch.setattr("tenuto.bench.diffusion.tuning.Outcome.overhead", 0.0)
+    monkeypatch.setattr("tenuto.bench.diffusion.tuning.TrialOutcome.overhead", 0.0)
     job = Job(steps=12, samples=2)
     found = tune(str(tiny_model), "speedup>=1.8", tmp_path, policies=["every_n"], trials=5, job=job, device="cpu")
     assert found.rejected
