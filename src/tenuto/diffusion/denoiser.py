@@ -61,7 +61,8 @@ class Denoiser:
             )
         self.subsets = [Subset(block) for block in layout.blocks] if composition.corrector is not None else []
         self.cache = FeatureCache(composition, layout.lists, run.policy.warmup, run.telemetry, reduce, watcher)
-        self.clock = Clock()
+        fitted = [] if run.profile is None else run.profile.numbers.get("timesteps") or []
+        self.clock = Clock(1 if fitted and fitted[0] < fitted[-1] else -1)
         self.saying: Said[str | None] = Said("branch", None)
         self.meter = FlopMeter() if count_flops else None
         self.orders: dict[int, tuple[int, int] | None] = {}
@@ -77,11 +78,12 @@ class Denoiser:
         """The guidance branch that diffusers' ``cache_context`` has named here and now."""
         return self.saying()
 
-    def start(self, session: Hashable, total: int | None) -> None:
-        """A generation of ``total`` steps starts (None: unknown) in ``session`` (None: in all)."""
+    def start(self, session: Hashable, total: int | None, announced: bool = False) -> None:
+        """A generation of ``total`` steps starts (None: unknown) in ``session`` (None: in all); ``announced``: by
+        somebody who knows when the next one does."""
         with self.cache.lock:
             self.cache.reset(session, total)
-            self.clock.reset(session)
+            self.clock.reset(session, announced)
 
     def coverage(self) -> dict[str, Any]:
         """Which part of the model may be skipped: its blocks and their share of the parameters, the block lists that
