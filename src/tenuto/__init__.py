@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         PolicyError,
         StoreError,
         TenutoError,
+        redacted_command,
     )
     from tenuto.kv.offload.settings import Prefetch
     from tenuto.kv.policies.adakv import AdaKV
@@ -142,6 +143,7 @@ _HOMES = {
     "ZipCache": "tenuto.kv.policies.zipcache",
     "attach": "tenuto.attachment",
     "calibrate": "tenuto.diffusion.calibrate",
+    "redacted_command": "tenuto.errors",
 }
 __all__ = [
     "AdaCorrection",
@@ -207,6 +209,7 @@ __all__ = [
     "__version__",
     "attach",
     "calibrate",
+    "redacted_command",
 ]
 # sync: end
 
