@@ -38,7 +38,6 @@ if TYPE_CHECKING:
         PolicyError,
         StoreError,
         TenutoError,
-        redacted_command,
     )
     from tenuto.kv.offload.settings import Prefetch
     from tenuto.kv.policies.adakv import AdaKV
@@ -143,7 +142,6 @@ _HOMES = {
     "ZipCache": "tenuto.kv.policies.zipcache",
     "attach": "tenuto.attachment",
     "calibrate": "tenuto.diffusion.calibrate",
-    "redacted_command": "tenuto.errors",
 }
 __all__ = [
     "AdaCorrection",
@@ -209,7 +207,6 @@ __all__ = [
     "__version__",
     "attach",
     "calibrate",
-    "redacted_command",
 ]
 # sync: end
 
