@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Hashable
+from contextlib import ExitStack
 from functools import partial, wraps
 from typing import Any
 
@@ -24,6 +25,7 @@ from tenuto.diffusion.run import AttachedRun
 from tenuto.diffusion.session import Said, over
 from tenuto.diffusion.tokens import Subset
 from tenuto.errors import AttachError, TenutoError
+from tenuto.restoring import hook_until
 
 __all__ = ["Denoiser"]
 
@@ -308,14 +310,13 @@ def _modulated(
         if threading.get_ident() == here:  # other threads may be at this block too
             raise _Captured(named["hidden_states"] if "hidden_states" in named else given[0])
 
-    handle = attention.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        original(*args, **kwargs)
-    except _Captured as caught:
-        tensor: torch.Tensor = caught.args[0]
-        return tensor
-    finally:
-        handle.remove()
+    with ExitStack() as stack:
+        hook_until(stack, attention, catch)
+        try:
+            original(*args, **kwargs)
+        except _Captured as caught:
+            tensor: torch.Tensor = caught.args[0]
+            return tensor
     raise AttachError(f"Block {block.path} did not call its attention: its modulated input cannot be read.")
 
 
