@@ -182,7 +182,7 @@ class _Trial:
             return False
         before, given = self.use.generations[place - 1 : place + 1]
         last, first = self._timesteps(before)[-1], self._timesteps(given)[0]
-        return first < last or (before.steps == 1 and place > 1)
+        return first <= last or (before.steps == 1 and place > 1)
 
     def _timesteps(self, given: Generation) -> list[float]:
         scheduler = _scheduler(given.scheduler)
