@@ -104,7 +104,8 @@ class MemoryBudget:
 
     @classmethod
     def bytes(cls, count: int) -> MemoryBudget:
-        """Bytes of the whole cache: keys, values, codes, positions, weights and buffers."""
+        """Bytes of the whole cache: keys, values, codes, positions, weights and buffers. Tokens that are written come
+        on top until the next prompt, unless the policy compresses while it decodes (``attach(every=)``)."""
         return cls(kind="bytes", amount=int(count))
 
     @classmethod

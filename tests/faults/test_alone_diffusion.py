@@ -100,6 +100,13 @@ def test_a_closed_policy_changes_nothing(policy: FeaturePolicy, use: FeatureUse)
     policy=OPEN[0],
     use=FeatureUse(generations=(Generation(steps=1, scheduler=SCHEDULERS[1]), Generation(scheduler=SCHEDULERS[3]))),
 )
+@example(  # the pipeline gets its first scheduler while attached: how many steps that one has is known too
+    policy=OPEN[6],
+    use=FeatureUse(
+        generations=(Generation(steps=1), Generation(seed=1, tokens=1, steps=6, scheduler=SCHEDULERS[1])),
+        how="pipeline",
+    ),
+)
 @example(policy=OPEN[0], use=FeatureUse(generations=(Generation(fail=2), Generation(seed=1)), how="woven"))
 @example(
     policy=OPEN[1], use=FeatureUse(generations=(Generation(), Generation(seed=1), Generation(seed=2)), how="threads")

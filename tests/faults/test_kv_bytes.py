@@ -39,3 +39,15 @@ def test_a_budget_in_bytes_has_room_for_what_it_has_room_for(room: int) -> None:
         run.model(tokens(200), past_key_values=(cache := run.cache()))
         assert cache.bytes_held <= budget
         assert cache.counts()[0][0][0] >= 0.9 * room
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_budget_in_bytes_is_kept_while_decoding_with_windows_that_fill(every: int) -> None:
+    """With ``every=``: without it, tokens that are written stay whole until the next prompt."""
+    budget = 3 * 10 * TOKEN + 60 * (TOKEN + 2 * 4) + 5 * (240 + 16)
+    with attach(model(), Knorm(), budget=MemoryBudget.bytes(budget), every=every) as run:
+        run.model(tokens(200), past_key_values=(cache := run.cache()))
+        for step in range(30):
+            run.model(tokens(1, step), past_key_values=cache)
+            assert cache.bytes_held <= budget

@@ -24,6 +24,7 @@ class Watch:
     def __init__(self, stack: ExitStack, target: Any, run: AttachedRun) -> None:
         self.target, self.run = target, run
         self.seen: Any = None
+        self._attaching = True
         self._mine = ExitStack()
         self._lock = threading.RLock()
         stack.callback(self._mine.close)
@@ -35,18 +36,19 @@ class Watch:
             CalibrationError: the policy's profile was fitted for another kind of sampling.
         """
         scheduler = getattr(self.target, "scheduler", None)
+        attaching, self._attaching = self._attaching, False
         if scheduler is self.seen:
             return
         with self._lock:
             if self._promises and scheduler is not None:
                 check_sampling(self._promises, scheduler)
-            first, self.seen = self.seen is None, scheduler
+            self.seen = scheduler
             self._mine.close()
             self.run.sampler = None if scheduler is None else type(scheduler).__name__
             if scheduler is None:
                 return
             wrap_until(self._mine, scheduler, "set_timesteps", self._watched)
-            if not first:  # its timesteps are set already: a generation begins with this call
+            if not attaching:  # its timesteps are set already: a generation begins with this call
                 self._start()
 
     @property
