@@ -98,7 +98,12 @@ def test_a_closed_policy_changes_nothing(policy: FeaturePolicy, use: FeatureUse)
 )
 @example(
     policy=OPEN[0],
-    use=FeatureUse(generations=(Generation(steps=1, scheduler=SCHEDULERS[1]), Generation(scheduler=SCHEDULERS[3]))),
+    use=FeatureUse(
+        generations=(
+            Generation(steps=1, scheduler="DPMSolverMultistepScheduler"),
+            Generation(steps=2, scheduler="EulerDiscreteScheduler"),  # begins where the one before it ended
+        )
+    ),
 )
 @example(  # the pipeline gets its first scheduler while attached: how many steps that one has is known too
     policy=OPEN[6],

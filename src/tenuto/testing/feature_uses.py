@@ -176,8 +176,8 @@ class _Trial:
                     check(place, _last(self.steps(given)))
 
     def _like_one(self, place: int) -> bool:
-        """Whether a bare model's calls go on from the generation before as if they were more steps of it, so that a
-        program has to say that they are not."""
+        """Whether a bare model's calls go on from the generation before as if they were more steps of it, or more calls
+        of its last step, so that a program has to say that they are not."""
         if not place or self.use.how == "pipeline":
             return False
         before, given = self.use.generations[place - 1 : place + 1]
