@@ -28,11 +28,12 @@ BASES = ("FeaturePolicy", "WrappingPolicy", "KVMethod", "Attention", "PromptMeth
 
 GENERATED = [ROOT / "src/tenuto" / folder / "__init__.py" for folder in ("", "attention", "shards")]
 OUTSIDE = [path for path in SOURCES if path not in POLICIES and path not in GENERATED]
+parse = cache(ast.parse)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def functions(text: str) -> Iterator[Function]:
-    return (node for node in ast.walk(ast.parse(text)) if isinstance(node, Function))
+    return (node for node in ast.walk(parse(text)) if isinstance(node, Function))
 
 
 def members(body: list[ast.stmt]) -> Iterator[Function]:
@@ -45,7 +46,7 @@ def members(body: list[ast.stmt]) -> Iterator[Function]:
 
 
 def subclasses(text: str, base: str) -> list[str]:
-    classes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef))
+    classes = (node for node in ast.walk(parse(text)) if isinstance(node, ast.ClassDef))
     return [c.name for c in classes if any(ast.unparse(b).split(".")[-1] == base for b in c.bases)]
 
 
@@ -60,28 +61,28 @@ def long_functions(text: str) -> list[str]:
 
 
 def open_signatures(text: str) -> list[str]:
-    return [f"{f.name}(**{f.args.kwarg.arg})" for f in members(ast.parse(text).body) if f.args.kwarg]
+    return [f"{f.name}(**{f.args.kwarg.arg})" for f in members(parse(text).body) if f.args.kwarg]
 
 
 def capability_guesses(text: str) -> list[str]:
-    calls = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+    calls = (node for node in ast.walk(parse(text)) if isinstance(node, ast.Call))
     return [ast.unparse(call) for call in calls if ast.unparse(call.func) == "hasattr"]
 
 
 def no_docstring(text: str) -> list[str]:
-    return [] if ast.get_docstring(ast.parse(text)) else ["no module docstring"]
+    return [] if ast.get_docstring(parse(text)) else ["no module docstring"]
 
 
 def not_one_method(text: str) -> list[str]:
     names = [name for base in BASES for name in subclasses(text, base)]
-    paper = re.search(r"https?://\S+|the baseline|a baseline", ast.get_docstring(ast.parse(text)) or "", re.I)
+    paper = re.search(r"https?://\S+|the baseline|a baseline", ast.get_docstring(parse(text)) or "", re.I)
     return ([] if len(names) == 1 else [f"policies {names}, one allowed"]) + ([] if paper else ["no link to the paper"])
 
 
 def reads_more_than_runs(text: str) -> list[str]:
     allowed = re.compile(r"tenuto(\.errors|\.records(\..*)?|\.report(\..*)?)?")
     imported: list[str] = []
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parse(text)):
         if isinstance(node, ast.ImportFrom):
             imported.append(node.module or "")
         elif isinstance(node, ast.Import):
@@ -95,11 +96,12 @@ ORDINARY |= {"Blocks", "Cake", "Concatenate", "Quest", "Summary", "Window"}
 
 
 @cache
+@cache
 def names_of_methods() -> tuple[set[str], set[str]]:
     """What methods are called: all names, and those that are nothing else. One file each, named like the method."""
     files, classes = {path.stem for path in POLICIES}, set[str]()
     for path in POLICIES:
-        nodes = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef))
+        nodes = (node for node in parse(path.read_text()).body if isinstance(node, ast.ClassDef))
         classes |= {c.name for c in nodes if any(ast.unparse(base).split(".")[-1] in BASES for base in c.bases)}
     return files | classes, (files | classes) - ORDINARY
 
@@ -110,7 +112,7 @@ def names_a_method(text: str) -> list[str]:
     if not any(name in text for name in every):
         return []
     alone = re.compile(rf"(?<!\w)(?:{'|'.join(sorted(plain))})(?!\w)|\b(?:{'|'.join(sorted(every))}):\w+=")
-    tree = ast.parse(text)
+    tree = parse(text)
     docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     offences = []
     for node in ast.walk(tree):
@@ -172,7 +174,7 @@ MIRRORED = {"AttachedRun", "Layout", "Selector", "Step"}
 def test_no_class_name_is_there_twice() -> None:
     homes: dict[str, list[str]] = {}
     for path in SOURCES:
-        for node in ast.parse(path.read_text()).body:
+        for node in parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef):
                 homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     twice = {name: paths for name, paths in homes.items() if len(paths) > 1}

@@ -64,6 +64,7 @@ def test_older_names_are_read() -> None:
     assert catalog.method("pi").name == "pi_attention"
 
 
+@pytest.mark.processes
 def test_the_catalog_needs_no_model_library() -> None:
     code = "import sys; sys.modules.update(transformers=None, diffusers=None); from tenuto import catalog; "
     code += "print(*[catalog.text(catalog.parse(name)) for name in ('mka', 'pikv', 'semtoken', 'full', 'knorm')])"

@@ -41,6 +41,7 @@ def test_semtoken_is_for_words_and_its_settings_are_checked(tiny_language: Path)
     assert images.exit_code == 2 and "--method does not go with" in images.stderr
 
 
+@pytest.mark.slow
 def test_prompts_are_measured(tiny_language: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     given = ("--context", 1500, "--examples", 1, "--kinds", "logs", "--ratio", "0.75,0.5", "--semtoken", "layer=0")

@@ -69,6 +69,7 @@ def test_a_conversation_begins_in_the_store(tiny_language: Path, tmp_path: Path)
     assert "saved" in both.stdout and " 0 tokens came" not in both.stdout, both.stderr
 
 
+@pytest.mark.slow
 def test_bench_store(tiny_language: Path, tmp_path: Path) -> None:
     args = ("bench", "reuse", "--model", tiny_language, "--context", 200, "--repeats", 2, "--out", tmp_path / "out")
     result = tenuto(*args, "--store", f"disk:{tmp_path}/s", "--store", "host:?codec=int4", "--json")

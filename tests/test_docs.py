@@ -42,6 +42,7 @@ def test_the_example_method_is_a_policy(monkeypatch: pytest.MonkeyPatch) -> None
         module.QuietMiddle(n=0)
 
 
+@pytest.mark.slow
 def test_the_example_kv_method_obeys_the_laws(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("long_keys")
     monkeypatch.setitem(sys.modules, "long_keys", module)
@@ -91,6 +92,7 @@ def test_the_page_of_attentions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert list((tmp_path / "my-archive").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [path for path in sorted((ROOT / "docs/methods").glob("*.md")) if path.stem != "index"],

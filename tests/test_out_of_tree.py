@@ -81,6 +81,7 @@ def test_they_are_read_told_and_cited(package: dict[str, type[Method]]) -> None:
     assert wrong.exit_code == 2 and "Did you mean 'two_windows' (attention)?" in " ".join(wrong.stderr.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_they_obey_the_laws_of_their_family(name: str, package: dict[str, type[Method]]) -> None:
     cls = package[name]

@@ -102,6 +102,7 @@ def test_an_answer_ends_where_it_should(peers: Peers) -> None:
     assert decoder.steps == 2
 
 
+@pytest.mark.processes
 def test_the_pipe_keeps_the_other_sides_words(peers: Peers, tmp_path: Path) -> None:
     script = """
 import json, sys

@@ -124,6 +124,7 @@ def test_bytes_are_counted_once(peers: Callable[[str], ModuleType]) -> None:
     assert peers("counting").tensor_bytes([loop]) == 40 + 12
 
 
+@pytest.mark.slow
 def test_what_diffusers_does_with_this_model(peers: Callable[[str], ModuleType], model: ImageModel) -> None:
     hooks, before = peers("diffusers_hooks"), state(model)
     ratios = hooks.mag_ratios(model, JOB)

@@ -150,6 +150,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", KV_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("name", POLICIES)
 def test_law(name: str, law: Callable[[Any], None]) -> None:

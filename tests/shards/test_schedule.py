@@ -46,6 +46,7 @@ def test_the_least_useful_page_goes_first(utility: str) -> None:
     assert len(Schedule(resident=0.4, utility=utility, slack=3).demoted(USE, held, 5)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("utility", UTILITIES)
 def test_what_is_read_is_the_same(utility: str) -> None:
     model, prompt, steps = mild("olmoe"), tokens(150, rows=2), tokens(12, 1, rows=2)
@@ -142,6 +143,7 @@ def test_deleted_tokens_are_as_if_masked(shards: int) -> None:
     assert facts["bytes_held"] < 0.6 * facts["bytes_full"] and "bytes_below" not in facts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("utility", UTILITIES)
 def test_deletion_keeps_to_its_share_with_any_utility_codec_and_placement(utility: str) -> None:
     model, prompt, steps = mild("olmoe"), tokens(200, rows=2), tokens(30, 1, rows=2)

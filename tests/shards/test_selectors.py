@@ -84,6 +84,7 @@ def test_sinks_and_window_are_read_whatever_the_budget() -> None:
     assert bool(everything.choose(table, everything.score(given), 200).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", [RoundRobin(page=4), KeyCluster(page=4, clusters=8), Expert(page=4)])
 def test_on_a_model(placement: Any) -> None:
     model, prompt, steps = mild("olmoe"), tokens(120, rows=2), tokens(6, 1, rows=2)

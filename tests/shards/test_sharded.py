@@ -58,6 +58,7 @@ def moe(request: pytest.FixtureRequest) -> tuple[Any, Any, Any]:
 CASES = [(RoundRobin(page=4), 1), (RoundRobin(page=4), 2), (Expert(page=4), 2), *((each, 4) for each in PLACEMENTS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("placement", "shards"), CASES)
 def test_generate_is_exact(moe: tuple[Any, Any, Any], placement: Any, shards: int) -> None:
     model, said, logits = moe
@@ -77,6 +78,7 @@ def test_generate_is_exact(moe: tuple[Any, Any, Any], placement: Any, shards: in
         assert facts["balance"] <= 1.25 + shards / 90, "the cap holds, but for rounding"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda p: type(p).__name__)
 def test_turns_chunks_beams_and_crops(placement: Any) -> None:
     model = mild("olmoe")
@@ -96,6 +98,7 @@ def test_turns_chunks_beams_and_crops(placement: Any) -> None:
             assert torch.equal(model.generate(**one, max_new_tokens=24, do_sample=False, **way), said), way
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma3", "phi3"])
 def test_dense_models_and_layers_that_slide(name: str) -> None:
     model = mild(name)

@@ -27,6 +27,7 @@ def held(cache: Any) -> list[torch.Tensor]:
     return [shelf.read(layer.tables[0].index[layer.tables[0].of(s)] >= 0)[0] for s, shelf in layer.shelves[0].items()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS)
 def test_bytes_are_the_codecs(codec: str) -> None:
     model, prompt, steps = mild("olmoe"), tokens(400, rows=2), tokens(5, 1, rows=2)
@@ -67,6 +68,7 @@ def test_raw_is_bit_exact_and_only_old_full_pages_change() -> None:
     assert torch.equal(keys[:, raw:], coded) and not torch.equal(coded, true[:, :72])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS)
 def test_tiers_forks_and_turns_read_the_same_codes(codec: str) -> None:
     model, prompt, steps = mild("olmoe"), tokens(150, rows=2), tokens(12, 1, rows=2)

@@ -38,6 +38,7 @@ def few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenuto.bench.diffusion.fitting.RUNS", 2)
 
 
+@pytest.mark.slow
 def test_a_calibrated_policy_that_attach_takes(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     args = ("--target", "flops_speedup>=1.2", "--seed", 3, "--policy", "teacache", "--json")
@@ -69,6 +70,7 @@ def test_a_calibrated_policy_that_attach_takes(tiny_model: Path, tmp_path: Path)
     assert float(psnr(torch.cat(cached), torch.cat(plain)).mean()) == pytest.approx(found["psnr"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_an_unreachable_target_still_writes_the_front(tiny_model: Path, tmp_path: Path) -> None:
     result = tuned(tiny_model, tmp_path, "--target", "speedup>=900", "--policy", "every_n")
     assert result.exit_code == 1
@@ -80,6 +82,7 @@ def test_an_unreachable_target_still_writes_the_front(tiny_model: Path, tmp_path
     assert "every_n" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_speed_that_is_missed_when_measured_is_exchanged(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +93,7 @@ def test_a_speed_that_is_missed_when_measured_is_exchanged(
 
     bench = diffusion_bench.bench
     monkeypatch.setattr(diffusion_bench, "bench", slow)
-    monkeypatch.setattr("tenuto.bench.diffusion.tuning.Outcome.overhead", 0.0)
+    monkeypatch.setattr("tenuto.bench.diffusion.tuning.TrialOutcome.overhead", 0.0)
     job = Job(steps=12, samples=2)
     found = tune(str(tiny_model), "speedup>=1.8", tmp_path, policies=["every_n"], trials=5, job=job, device="cpu")
     assert found.rejected

@@ -44,6 +44,7 @@ class Gate(HostTier):
         return [self.get(key) for key in keys]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [FEW, LouisKV(pages=2, page=8, sinks=2, window=8)])
 def test_logits_are_the_same(policy: Quest | LouisKV) -> None:
     found = []

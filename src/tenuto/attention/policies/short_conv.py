@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from tenuto.attention.full import FullHeads, FullState, masked
-from tenuto.attention.policy import Attention, AttentionCall, Claim, Heads, Paper, Shape, State
+from tenuto.attention.policy import Attention, AttentionCall, Heads, Paper, Shape, State
 from tenuto.errors import PolicyError
 from tenuto.method import Method
 
@@ -47,14 +47,6 @@ class ShortConv(Attention):
         "So, Mańke, Liu, Dai, Shazeer, Le",
         2021,
         "https://arxiv.org/abs/2109.08668",
-    )
-    claims: ClassVar[tuple[Claim, ...]] = (
-        Claim(
-            "training cost for equal loss",
-            "4x less",
-            "T5 of 500M parameters, C4; all of Primer, of which this is one part",
-            "abstract",
-        ),
     )
     linked: ClassVar[str] = "then"
     trials: ClassVar[tuple[str, ...]] = (

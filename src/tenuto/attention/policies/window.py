@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from tenuto.attention.columns import first_tokens, joined, last
-from tenuto.attention.policy import Attention, AttentionCall, Claim, Heads, Paper, Shape, State
+from tenuto.attention.policy import Attention, AttentionCall, Heads, Paper, Shape, State
 from tenuto.errors import PolicyError
 
 __all__ = ["Window", "WindowHeads", "WindowState"]
@@ -39,9 +39,6 @@ class Window(Attention):
         "Xiao, Tian, Chen, Han, Lewis",
         2023,
         "https://arxiv.org/abs/2309.17453",
-    )
-    claims: ClassVar[tuple[Claim, ...]] = (
-        Claim("speed against computing the window anew", "up to 22.2x", "up to 4 million tokens", "abstract"),
     )
     trials: ClassVar[tuple[str, ...]] = (
         "window:window=8,sinks=2",

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tenuto.prompt.policy import Claim, Look, Paper, PromptMethod
+from tenuto.prompt.policy import Look, Paper, PromptMethod
 from tenuto.prompt.spans import Spans
 
 __all__ = ["DropSurprise"]
@@ -29,9 +29,6 @@ class DropSurprise(PromptMethod):
         "Jiang, Wu, Lin, Yang, Qiu",
         2023,
         "https://arxiv.org/abs/2310.05736",
-    )
-    claims: ClassVar[tuple[Claim, ...]] = (
-        Claim("length of the prompt", "up to 20x shorter", "GSM8K, BBH, ShareGPT, arXiv", "abstract"),
     )
     surprised: ClassVar[bool] = True
 
