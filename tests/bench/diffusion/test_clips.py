@@ -101,9 +101,8 @@ def test_a_video_model_is_measured_and_shown(tiny_clips: Path, offline: None, tm
 
 @pytest.mark.slow
 def test_one_prompt_can_be_drawn(tiny_clips: Path, tmp_path: Path) -> None:
-    said = draw(
-        str(tiny_clips), tenuto.EveryN(), [59], Job(steps=4, guidance=2.0), device="cpu", out=tmp_path / "a.png"
-    )
+    job = Job(steps=4, guidance=2.0)
+    said = draw(str(tiny_clips), tenuto.EveryN(), [59], job, device="cpu", out=tmp_path / "a.png")
     assert "50.0% of block executions not computed" in said
     with pytest.raises(InputError, match="label 60 is not allowed: .* 0 to 59"):
         draw(str(tiny_clips), None, [60], job, out=tmp_path / "b.png")
