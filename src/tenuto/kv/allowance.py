@@ -13,6 +13,7 @@ from tenuto.kv.entries import ROOM
 from tenuto.kv.layer import KVLayer
 from tenuto.kv.models import Layout
 from tenuto.kv.policy import KVPolicy
+from tenuto.kv.slots import SLACK
 from tenuto.kv.step import Sequences
 
 __all__ = ["allowance", "entries", "kv_heads", "spare"]
@@ -36,8 +37,9 @@ def entries(
     codec, free = policy.codec, policy.trigger.room("decode", 0, True)
     extra = 4 + 4 * policy.scorer.features + 4 * (policy.losers.weighs or weighted)
     plain = coded = paged = fixed = 0.0
+    room = 1 if policy.allocator.even else 1 + 1 / SLACK  # slots for one entry, blocks of which are not full
     for spec in layout.cached:
-        plain += spec.kv_heads * (2 * spec.head_dim * layout.itemsize + extra)
+        plain += spec.kv_heads * (2 * spec.head_dim * layout.itemsize + extra + 12 * (room > 1)) * room
         coded += spec.kv_heads * (codec.entry_bytes(spec.head_dim, layout.itemsize) + extra) if codec else 0.0
         paged += spec.kv_heads * codec.page_bytes(spec.head_dim, layout.itemsize) if codec else 0.0
         fixed += spec.kv_heads * policy.positioner.turned * spec.head_dim * layout.itemsize
@@ -115,5 +117,6 @@ def _summaries(policy: KVPolicy, layout: Layout, tokens: int) -> int:
 
 
 def spare(free: int | None) -> int:
-    """Slots to grow by beyond the new one: a divisor of what the trigger leaves free, so that the budget is met."""
-    return ROOM - 1 if free is None else max(n for n in range(1, ROOM + 1) if max(free, 1) % n == 0) - 1
+    """Slots to grow by beyond the new one: a divisor of what the trigger leaves free, so that the budget is met; -1, a
+    part of what is held, if decoding meets no budget."""
+    return -1 if free is None else max(n for n in range(1, ROOM + 1) if max(free, 1) % n == 0) - 1

@@ -210,8 +210,9 @@ class KVCache(Cache):  # type: ignore[misc]
         """Before a decoding step: compress the rows it would take over the budget, if the trigger says so."""
         totals, heads = self._totals(counts, new), kv_heads(self.layout)
         goals: list[int | None] = [None] * len(totals)
+        each = [layer.counts() for layer in self.engine]
         for row, total in enumerate(totals):
-            held = sum(sum(layer.counts()[row]) for layer in self.engine)
+            held = sum(sum(layer[row]) for layer in each)
             room = self.policy.trigger.room("decode", self.since, held + counts[row] * heads > total)
             if room is not None:
                 goals[row] = total - max(room, counts[row]) * heads
@@ -229,7 +230,7 @@ class KVCache(Cache):  # type: ignore[misc]
         with self._changing():
             if replay is not None and self.policy.scorer.observes == "replay":
                 replay(self)
-            compress_all(self.policy, self.engine, totals)
+            compress_all(self.policy, self.engine, totals, decoding=replay is None)
             self.since = 0
 
     def note(self, ids: torch.Tensor | None) -> None:
