@@ -117,6 +117,5 @@ def _summaries(policy: KVPolicy, layout: Layout, tokens: int) -> int:
 
 
 def spare(free: int | None) -> int:
-    """Slots to grow by beyond the new one: a divisor of what the trigger leaves free, so that the budget is met; -1, a
-    part of what is held, if decoding meets no budget."""
-    return -1 if free is None else max(n for n in range(1, ROOM + 1) if max(free, 1) % n == 0) - 1
+    """Slots to grow by beyond the new one: a divisor of what the trigger leaves free, so that the budget is met."""
+    return ROOM - 1 if free is None else max(n for n in range(1, ROOM + 1) if max(free, 1) % n == 0) - 1

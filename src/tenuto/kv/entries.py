@@ -15,7 +15,7 @@ from tenuto.kv.view import Code, Entries
 __all__ = ["ROOM", "Encoded", "Held", "Store"]
 
 ROOM = 16
-"""Entries per head a full layer grows by while decoding, where that is limited."""
+"""Entries per head a full layer grows by while decoding, at most where a budget in bytes is to be met."""
 
 
 class Store:
@@ -30,11 +30,13 @@ class Store:
             nothing are finite.
         starts, lengths, sizes: first slot, entries held and slots reserved per segment; block: slots of a block, 0
             where each segment is one.
-        spare: slots a segment gets beyond what it needs, when it must grow; below 0: a part of what it holds.
+        spare: slots a segment gets beyond what it needs, when it must grow; grows: or one in :data:`SLACK` of what
+            segments hold, if that is more.
     """
 
     def __init__(self, rows: int, heads: int, features: int, entries: Sequence[Entries]) -> None:
-        self.rows, self.heads, self.features, self.spare = rows, heads, features, 0
+        self.rows, self.heads, self.features = rows, heads, features
+        self.spare, self.grows = 0, False
         self.lengths = [len(part) for part in entries]
         self._reserve(self.lengths)
         ones = entries[0].index.new_ones
@@ -172,7 +174,7 @@ class Store:
         if all(want <= size for want, size in zip(wanted, self.sizes, strict=True)):
             return
         at = None if sum(self.lengths) == sum(self.sizes) else places(self.starts, self.lengths, self.keys.device)
-        spare = self.spare if self.spare >= 0 else max(sum(wanted) // (len(wanted) * SLACK), ROOM) - 1
+        spare = max(self.spare, sum(wanted) // (len(wanted) * SLACK) if self.grows else 0)
         self._reserve([want + spare for want in wanted])
         for name, tensor in self.tensors().items():
             mine = tensor if at is None else tensor.index_select(0, at)

@@ -102,7 +102,7 @@ class KVLayer(EngineLayer):
             wanted = self.policy.codec.probes
             known = enumerate(self.probes if wanted else ())
             held = settle(held, {}, {row: probes.last(wanted).queries for row, probes in known})
-        held.store.spare = step.spare
+        held.store.spare, held.store.grows = step.spare, step.grows
         held.store.append(key, value, step.index, step.valid, step.weights)
         return held
 
