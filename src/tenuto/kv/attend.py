@@ -49,7 +49,13 @@ def attend(
         observer: is shown the attention of every segment; watch: in its place, where that is computed of all at once.
     """
     whole = valid is None and all(code is None for code in held.encoded)
-    if whole and query.shape[2] == 1 and (held.store.dense is None or softcap is not None or watch is not None):
+    seen = observer is None or watch is not None
+    if (
+        whole
+        and seen
+        and query.shape[2] == 1
+        and (held.store.dense is None or softcap is not None or watch is not None)
+    ):
         return decode(query, held.store, scaling, softcap, watch)
     simple = whole and softcap is None and observer is None
     length = held.store.dense if simple else None

@@ -173,12 +173,11 @@ class Store:
         wanted = [length + count for length, count in zip(self.lengths, counts, strict=True)]
         if all(want <= size for want, size in zip(wanted, self.sizes, strict=True)):
             return
-        at = None if sum(self.lengths) == sum(self.sizes) else places(self.starts, self.lengths, self.keys.device)
+        held = self.exact()
         spare = max(self.spare, sum(wanted) // (len(wanted) * SLACK) if self.grows else 0)
         self._reserve([want + spare for want in wanted])
-        for name, tensor in self.tensors().items():
-            mine = tensor if at is None else tensor.index_select(0, at)
-            setattr(self, name, self._laid(mine, fill=int(name == "weights")))
+        for name, tensor in held.items():
+            setattr(self, name, self._laid(tensor, fill=int(name == "weights")))
 
     def thin(self, order: torch.Tensor, lengths: Sequence[int]) -> None:
         """Keep some entries, in place.
@@ -216,6 +215,11 @@ class Store:
         named = {"keys": self.keys, "values": self.values, "index": self.index}
         named |= {} if self.weights is None else {"weights": self.weights}
         return named | ({} if self.state is None else {"state": self.state})
+
+    def exact(self) -> dict[str, torch.Tensor]:
+        """As :meth:`tensors`, without slots that hold nothing: segments one after the other."""
+        at = places(self.starts, self.lengths, self.keys.device)
+        return {name: tensor.index_select(0, at) for name, tensor in self.tensors().items()}
 
     def layout(self) -> dict[str, torch.Tensor]:
         """What says where entries are, by name: counted as held, and not saved."""

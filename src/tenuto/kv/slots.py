@@ -9,7 +9,7 @@ import torch
 
 __all__ = ["SLACK", "Blocks", "places", "sizes_for"]
 
-SLACK = 16
+SLACK = 32
 """One slot in so many may be empty where segments are of different lengths."""
 
 
