@@ -37,9 +37,10 @@ def entries(
     codec, free = policy.codec, policy.trigger.room("decode", 0, True)
     extra = 4 + 4 * policy.scorer.features + 4 * (policy.losers.weighs or weighted)
     plain = coded = paged = fixed = 0.0
-    room = 1 if policy.allocator.even else 1 + 1 / SLACK  # slots for one entry, blocks of which are not full
+    ragged = not policy.allocator.even  # blocks are not all full, and each is known three times, once for the longest
+    room = 1 + ragged / SLACK
     for spec in layout.cached:
-        plain += spec.kv_heads * (2 * spec.head_dim * layout.itemsize + extra + 12 * (room > 1)) * room
+        plain += spec.kv_heads * (2 * spec.head_dim * layout.itemsize + extra + ragged * 4 * (2 + spec.kv_heads)) * room
         coded += spec.kv_heads * (codec.entry_bytes(spec.head_dim, layout.itemsize) + extra) if codec else 0.0
         paged += spec.kv_heads * codec.page_bytes(spec.head_dim, layout.itemsize) if codec else 0.0
         fixed += spec.kv_heads * policy.positioner.turned * spec.head_dim * layout.itemsize
