@@ -10,7 +10,6 @@ where they were stopped. Models are in OUT/models, records in OUT/runs (``tenuto
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from tenuto.bench.attention.bench import AttentionJob, bench
 from tenuto.cli.attention_tables import attention_tables
+from tenuto.errors import redacted_command
 from tenuto.records.files import file_name
 from tenuto.train.minilm import canonical, read_size
 from tenuto.train.training import Training, train
@@ -75,7 +75,7 @@ def main() -> None:
         )
         train(asked, folder)
         folders.append(folder)
-    command = shlex.join(["python", "benchmarks/attention.py", *sys.argv[1:]])
+    command = redacted_command(["python", "benchmarks/attention.py", *sys.argv[1:]])
     runs = bench(folders, given.out / "runs", AttentionJob(), device=given.device, command=command)
     print(attention_tables(runs, [name for name in map(canonical, beside) if name in texts]))
 

@@ -13,7 +13,6 @@ cache_dit:threshold=0.1,first=1,warmup=4``. The peers need `pip install cache-di
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,7 +24,7 @@ from tenuto import catalog
 from tenuto.bench.diffusion import bench as diffusion_bench
 from tenuto.bench.diffusion.job import Job
 from tenuto.bench.diffusion.rows import ImageEntry
-from tenuto.errors import TenutoError
+from tenuto.errors import TenutoError, redacted_command
 from tenuto.zoo.pipelines import ImageModel, load_model
 
 MODEL = "bundled:dit-fashion"
@@ -116,7 +115,7 @@ def main() -> None:
             job,
             rivals=theirs,
             fewer=fewer,
-            command=f"python {shlex.join(sys.argv)}",
+            command=redacted_command(["python", *sys.argv]),
         )
     except TenutoError as error:
         raise SystemExit(str(error)) from error

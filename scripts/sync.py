@@ -29,7 +29,7 @@ PUBLIC = {
     "tenuto.calibration": ["Profile"],
     "tenuto.attachment": ["attach"],
     "tenuto.diffusion.calibrate": ["calibrate"],
-    "tenuto.errors": [name for name in errors.__all__ if name not in ("closest", "redact")],
+    "tenuto.errors": [name for name in errors.__all__ if name not in ("closest", "redact", "redacted_command")],
     "tenuto.records.diffusion": ["Run"],
     "tenuto.kv.offload.settings": ["Prefetch"],
     "tenuto.kv.policy": ["KVPolicy"],

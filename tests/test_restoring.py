@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+import sys
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import torch
 
-from tenuto.restoring import put_until, wrap_until
+from tenuto.restoring import hook_until, put_until, wrap_until
 
 
 class Owner:
@@ -122,3 +125,33 @@ def test_the_wrapper_says_what_it_wraps() -> None:
     with ExitStack() as stack:
         wrap_until(stack, owner, "ask", times(2))
         assert owner.ask.__doc__ == "What it holds." and owner.ask.__name__ == "ask"
+
+
+def test_a_hook_that_torch_has_noted_by_half_lets_the_call_pass() -> None:
+    module, one, seen = torch.nn.Identity(), torch.ones(1), list[Any]()
+    with ExitStack() as stack:
+        hook_until(stack, module, lambda module, args, kwargs: seen.append(args) or ((args[0] + 1,), kwargs))
+        assert module(one) == 2 and seen == [(one,)]
+        (number,) = module._forward_pre_hooks_with_kwargs
+        del module._forward_pre_hooks_with_kwargs[number]  # as another thread sees it while it is put there
+        assert module(one) == 1 and seen == [(one,)]
+    assert not module._forward_pre_hooks
+
+
+def test_hooks_that_threads_put_there_at_once_are_as_many() -> None:
+    module, stack, switching = torch.nn.Identity(), ExitStack(), sys.getswitchinterval()
+
+    def put() -> None:
+        for _ in range(200):
+            hook_until(stack, module, lambda module, args, kwargs: None)
+
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=put) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(switching)
+    assert len(module._forward_pre_hooks) == 800
+    stack.close()
+    assert not module._forward_pre_hooks

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -28,6 +29,7 @@ __all__ = [
     "TenutoError",
     "closest",
     "redact",
+    "redacted_command",
 ]
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -83,6 +85,11 @@ def redact(text: str) -> str:
     if not starts:
         return _shown(text)
     return text[: starts[0]] + "".join(_shown(text[start:stop]) for start, stop in pairwise([*starts, len(text)]))
+
+
+def redacted_command(words: Iterable[str]) -> str:
+    """A command line as records show it: its words, quoted for a shell, without the secrets of addresses."""
+    return shlex.join(redact(word) if "://" in word else word for word in words)
 
 
 def _shown(part: str) -> str:

@@ -16,9 +16,10 @@ from contextlib import ExitStack
 from functools import wraps
 from typing import Any
 
-__all__ = ["attend_by", "plain_attention", "put_until", "wrap_until"]
+__all__ = ["attend_by", "hook_until", "plain_attention", "put_until", "wrap_until"]
 
 _STATE = "__getstate__"
+_lock = threading.Lock()
 
 
 class _Layer:
@@ -131,6 +132,21 @@ def wrap_until(stack: ExitStack, owner: Any, name: str, wrap: Callable[[Callable
     setattr(owner, name, method)
 
 
+def hook_until(stack: ExitStack, module: Any, hook: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
+    """Have a hook see what a torch module is called with, until the stack unwinds; it may give other arguments.
+
+    Torch enters a hook first and that it takes keywords second (2.13): a call that another thread makes in between runs
+    the hook without them. That call is not the one for whose sake the hook is put there, and passes by unseen.
+    """
+
+    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        return None if kwargs is None else hook(module, args, kwargs)
+
+    with _lock:  # torch numbers hooks without one, and two of one number are one hook
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    stack.callback(handle.remove)
+
+
 class _Instead(str):
     """The name of an attention that stands in a configuration in place of ``plain``, while anybody holds it."""
 
@@ -150,7 +166,6 @@ def _same(value: Any) -> Any:
 
 
 _IMPLEMENTATION = "_attn_implementation_internal"
-_lock = threading.Lock()
 
 
 def plain_attention(config: Any) -> str:

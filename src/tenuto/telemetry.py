@@ -65,6 +65,8 @@ class Telemetry:
         flops: floating point operations executed in the denoiser and in estimates (multiply and add count as two).
         full_flops: operations the denoiser alone would have executed without caching.
         cache_bytes: bytes of cached tensors held now; ``peak_cache_bytes`` the most ever held.
+        cached: which part of each denoiser may be skipped, by its name: ``blocks`` (how many of each list),
+            ``left_out`` (lists), ``parameters`` (the blocks' share), ``spans`` (how many are decided about).
     """
 
     events: list[Event] = field(default_factory=list)
@@ -72,6 +74,7 @@ class Telemetry:
     full_flops: float = 0.0
     cache_bytes: int = 0
     peak_cache_bytes: int = 0
+    cached: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def record(self, event: Event) -> None:
         self.events.append(event)
@@ -148,6 +151,7 @@ class Telemetry:
             "flops_speedup": self.flops_speedup,
             "peak_cache_bytes": self.peak_cache_bytes,
             "generations": len({event.generation for event in self.events}),
+            "cached": self.cached,
         }
 
     def records(self) -> list[dict[str, Any]]:

@@ -24,11 +24,20 @@ def test_a_turn_begins_a_generation() -> None:
 
 
 def test_ascending_timesteps_are_a_generation_too() -> None:
-    assert fresh(0.0, 0.3, 0.6, 0.0, 0.3) == [True, False, False, True, False]
+    assert fresh(0.0, 0.3, 0.6, 0.0, 0.3, 0.6) == [True, True, False, True, True, False]
+    told = Clock()
+    told.reset("", announced=True)
+    found = [tick.fresh for tick in ticks(0.0, 0.3, 0.6, 0.0, 0.3, clock=told)]
+    assert found == [True, False, False, True, True], "the second one was not announced"
+    assert [tick.fresh for tick in ticks(0.0, 0.3, 0.6, clock=Clock(usual=1))] == [True, False, False]
+
+
+def test_a_generation_of_one_step_is_over_when_timesteps_rise() -> None:
+    assert fresh(0, 999, 500, 0, 999) == [True, True, False, False, True]
 
 
 def test_the_direction_may_change_from_one_generation_to_the_next() -> None:
-    assert fresh(900, 600, 300, 400, 500, 450) == [True, False, False, True, False, True]
+    assert fresh(900, 600, 300, 400, 500, 600, 450) == [True, False, False, True, True, False, True]
 
 
 def test_two_steps_are_enough_to_see_the_turn() -> None:

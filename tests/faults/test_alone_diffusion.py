@@ -92,6 +92,19 @@ def test_a_closed_policy_changes_nothing(policy: FeaturePolicy, use: FeatureUse)
 
 @DRAWS
 @given(policy=st.sampled_from(OPEN), use=uses)
+@example(policy=OPEN[0], use=FeatureUse(generations=(Generation(steps=1), Generation(scheduler=SCHEDULERS[1]))))
+@example(
+    policy=OPEN[0], use=FeatureUse(generations=(Generation(steps=1, scheduler=SCHEDULERS[1]), Generation(steps=1)))
+)
+@example(
+    policy=OPEN[0],
+    use=FeatureUse(
+        generations=(
+            Generation(steps=1, scheduler="DPMSolverMultistepScheduler"),
+            Generation(steps=2, scheduler="EulerDiscreteScheduler"),  # begins where the one before it ended
+        )
+    ),
+)
 @example(policy=OPEN[0], use=FeatureUse(generations=(Generation(fail=2), Generation(seed=1)), how="woven"))
 @example(
     policy=OPEN[1], use=FeatureUse(generations=(Generation(), Generation(seed=1), Generation(seed=2)), how="threads")

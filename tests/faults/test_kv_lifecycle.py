@@ -20,6 +20,10 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from tenuto import AttachError, MemoryBudget, PrefixStore, attach
 from tenuto.errors import StoreError
+from tenuto.kv.policies.adakv import AdaKV
+from tenuto.kv.policies.cake import Cake
+from tenuto.kv.policies.pyramidkv import PyramidKV
+from tenuto.kv.policies.snapkv import SnapKV
 from tenuto.kv.policy import KVPolicy
 from tenuto.kv.step import Phase
 from tenuto.testing import TinyLM
@@ -187,3 +191,22 @@ def test_many_calls_over_attach_and_detach_hold_nothing() -> None:
     before, after = some(10), some(30)
     assert after[1:] == before[1:]
     assert after[0] - before[0] < 2**24  # thirty leaked models or caches would be more
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("policy", [Cake(window=8), SnapKV(window=8), AdaKV(window=8), PyramidKV(window=8)], ids=str)
+@pytest.mark.parametrize("budget", [HALF, MemoryBudget.bytes(60_000)], ids=str)
+def test_a_turn_of_padding_alone_leaves_a_row_as_it_is_or_smaller(policy: Any, budget: MemoryBudget) -> None:
+    """Nothing has asked for its entries since they were judged, so they cannot be judged again."""
+    model, ids, turn = TinyLM(), tokens(40, rows=2), tokens(24, 1, rows=2)
+    mask = torch.ones(2, 64, dtype=torch.int64)
+    mask[1, 40:] = 0
+    given = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, 40:]}
+    with attach(model, policy, budget=budget) as run:
+        model(ids, past_key_values=(cache := run.cache()))
+        heads = [(layer, 1, head) for layer in range(3) for head in range(2)]
+        before = [set(cache.survivors(*head)) for head in heads]
+        model(turn, past_key_values=cache, **given)
+        after = [set(cache.survivors(*head)) for head in heads]
+        assert budget is HALF or cache.bytes_held <= 60_000
+        assert all(new and new <= old for new, old in zip(after, before, strict=True))

@@ -89,6 +89,9 @@ def test_an_attached_model_at_a_full_budget_is_the_plain_one(use: CacheUse) -> N
             pads=(3, 0, 0),
             again=True,
         ),
+        # What is taken back is padding of the last row, which then has no new query to be judged by.
+        CacheUse(policy="cake:window=8", rows=3, length=5, pads=(0, 0, 3), side="right", journey=("crop",)),
+        CacheUse(policy="snapkv:window=8", rows=3, length=5, pads=(0, 0, 3), side="right", journey=("crop",)),
     ],
     ids=str,
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -100,6 +102,15 @@ def test_commands_and_errors_of_the_command_line(monkeypatch: pytest.MonkeyPatch
     for args in (["store", "stat", address], ["store", "stat", "host:", address], ["store", address]):
         result = CliRunner().invoke(main, args, prog_name="tenuto")
         assert result.exit_code == 2 and "s3cret" not in result.output and "hidden" not in result.output, result.output
+
+
+def test_no_other_place_writes_the_command_line_into_records() -> None:
+    """Scripts and the package have words of their own command from one place, which redacts."""
+    root = Path(__file__).parents[2]
+    paths = [*(root / "src").rglob("*.py"), *(root / "benchmarks").rglob("*.py")]
+    bare = re.compile(r"(join|f\")[^\n]*sys\.argv|sys\.orig_argv")
+    assert bare.search("shlex.join(sys.argv)") and bare.search('f"python {sys.argv}"')
+    assert not [path.name for path in paths if bare.search(path.read_text())]
 
 
 def test_a_server_that_is_not_there_is_named_without_its_password() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from tenuto import __version__
-from tenuto.errors import TenutoError, closest, redact
+from tenuto.errors import TenutoError, closest, redact, redacted_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -131,7 +130,7 @@ def command() -> str:
     ctx = click.get_current_context(silent=True)
     if ctx is not None and COMMAND in ctx.meta:
         return str(ctx.meta[COMMAND])
-    return shlex.join(["tenuto", *(redact(part) if "://" in part else part for part in sys.argv[1:])])
+    return redacted_command(["tenuto", *sys.argv[1:]])
 
 
 def wide_console() -> Console:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Hashable
+from contextlib import ExitStack
 from functools import partial, wraps
 from typing import Any
 
@@ -24,6 +25,7 @@ from tenuto.diffusion.run import AttachedRun
 from tenuto.diffusion.session import Said, over
 from tenuto.diffusion.tokens import Subset
 from tenuto.errors import AttachError, TenutoError
+from tenuto.restoring import hook_until
 
 __all__ = ["Denoiser"]
 
@@ -61,7 +63,8 @@ class Denoiser:
             )
         self.subsets = [Subset(block) for block in layout.blocks] if composition.corrector is not None else []
         self.cache = FeatureCache(composition, layout.lists, run.policy.warmup, run.telemetry, reduce, watcher)
-        self.clock = Clock()
+        fitted = [] if run.profile is None else run.profile.numbers.get("timesteps") or []
+        self.clock = Clock(1 if fitted and fitted[0] < fitted[-1] else -1)
         self.saying: Said[str | None] = Said("branch", None)
         self.meter = FlopMeter() if count_flops else None
         self.orders: dict[int, tuple[int, int] | None] = {}
@@ -77,11 +80,12 @@ class Denoiser:
         """The guidance branch that diffusers' ``cache_context`` has named here and now."""
         return self.saying()
 
-    def start(self, session: Hashable, total: int | None) -> None:
-        """A generation of ``total`` steps starts (None: unknown) in ``session`` (None: in all)."""
+    def start(self, session: Hashable, total: int | None, announced: bool = False) -> None:
+        """A generation of ``total`` steps starts (None: unknown) in ``session`` (None: in all); ``announced``: by
+        somebody who knows when the next one does."""
         with self.cache.lock:
             self.cache.reset(session, total)
-            self.clock.reset(session)
+            self.clock.reset(session, announced)
 
     def coverage(self) -> dict[str, Any]:
         """Which part of the model may be skipped: its blocks and their share of the parameters, the block lists that
@@ -306,14 +310,13 @@ def _modulated(
         if threading.get_ident() == here:  # other threads may be at this block too
             raise _Captured(named["hidden_states"] if "hidden_states" in named else given[0])
 
-    handle = attention.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        original(*args, **kwargs)
-    except _Captured as caught:
-        tensor: torch.Tensor = caught.args[0]
-        return tensor
-    finally:
-        handle.remove()
+    with ExitStack() as stack:
+        hook_until(stack, attention, catch)
+        try:
+            original(*args, **kwargs)
+        except _Captured as caught:
+            tensor: torch.Tensor = caught.args[0]
+            return tensor
     raise AttachError(f"Block {block.path} did not call its attention: its modulated input cannot be read.")
 
 

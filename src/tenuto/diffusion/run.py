@@ -52,8 +52,8 @@ class AttachedRun:
 
     def summary(self) -> dict[str, Any]:
         """Totals of the run: block executions by decision, reuse ratio, FLOPs, bytes held; and what is cached."""
-        cached = {denoiser.layout.name: denoiser.coverage() for denoiser in self.denoisers}
-        return {**self.telemetry.summary(), "cached": cached, "conditions": self.conditions}
+        self.telemetry.cached = {denoiser.layout.name: denoiser.coverage() for denoiser in self.denoisers}
+        return {**self.telemetry.summary(), "conditions": self.conditions}
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class AttachedRun:
     def reset(self) -> None:
         """Forget everything: the next step starts cold."""
         for denoiser in self.denoisers:
-            denoiser.start(None, None)
+            denoiser.start(None, None, announced=True)
 
 
 def _nothing() -> None:

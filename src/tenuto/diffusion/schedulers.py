@@ -68,4 +68,4 @@ class Watch:
         total = len(self.seen.timesteps) if len(self.run.denoisers) == 1 else None
         for denoiser in self.run.denoisers:
             denoiser.displaced()
-            denoiser.start(self.run.session, total)
+            denoiser.start(self.run.session, total, announced=True)

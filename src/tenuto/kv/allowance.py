@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +16,9 @@ from tenuto.kv.models import Layout
 from tenuto.kv.policy import KVPolicy
 from tenuto.kv.slots import SLACK
 from tenuto.kv.step import Sequences
+
+if TYPE_CHECKING:
+    from tenuto.kv.cache import KVCache
 
 __all__ = ["allowance", "entries", "kv_heads", "spare"]
 
@@ -117,6 +121,17 @@ def _summaries(policy: KVPolicy, layout: Layout, tokens: int) -> int:
     return size
 
 
-def spare(free: int | None) -> int:
-    """Slots to grow by beyond the new one: a divisor of what the trigger leaves free, so that the budget is met."""
-    return ROOM - 1 if free is None else max(n for n in range(1, ROOM + 1) if max(free, 1) % n == 0) - 1
+def spare(cache: KVCache, free: int | None, counts: Sequence[int]) -> int:
+    """Slots to grow by beyond the new one, in a decoding step of so many tokens per row.
+
+    A divisor of what the trigger leaves ``free``, so that the budget is met; while it has let go of nothing, no more
+    than fit into a budget in bytes.
+    """
+    if free is None:
+        return ROOM - 1
+    slots = max(n for n in range(1, ROOM + 1) if max(free, 1) % n == 0) - 1
+    if not slots or cache.budget.kind != "bytes" or not cache.sequences.columns:
+        return slots
+    held = [sum(map(sum, rows)) for rows in zip(*cache.counts(), strict=True)]
+    left = [total - mine for total, mine in zip(cache._totals(counts, 1), held, strict=True)]
+    return max(min(slots, min(left) // kv_heads(cache.layout) - 1), 0)

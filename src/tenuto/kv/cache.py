@@ -140,7 +140,7 @@ class KVCache(Cache):  # type: ignore[misc]
             index=index,
             valid=valid,
             remember=remembered + new if remembered and self.crops is not None else remembered,  # some are taken back
-            spare=0 if new > 1 or (indexed and self.budget.kind == "bytes") else spare(free),
+            spare=0 if new > 1 or (indexed and self.budget.kind == "bytes") else spare(self, free, counts),
             grows=new == 1 and (free is None or self.budget.kind != "bytes"),
             now=self._totals(counts, new, each=True) if at_once or (sparse and phase is Phase.DECODE) else None,
             settle=phase is Phase.DECODE,

@@ -14,6 +14,7 @@ from tenuto.errors import PolicyError
 from tenuto.kv.entries import Encoded, Held, Store
 from tenuto.kv.policy import Code, Codec, Entries, KVPolicy, Scored, View
 from tenuto.kv.rope import Rope
+from tenuto.kv.trivial import Uniform
 
 __all__ = ["Probes", "Site", "commit", "look", "plan", "scored", "settle", "turn"]
 
@@ -92,9 +93,15 @@ def look(
     )
 
 
+def _asked(policy: KVPolicy, view: View) -> bool:
+    """Whether the queries that a policy judges by are there: a row that got padding alone has none."""
+    return bool(view.query_index.numel()) or not policy.scorer.probes
+
+
 def scored(policy: KVPolicy, view: View) -> Scored:
-    """A view with its scores."""
-    scores = policy.scorer.score(view).float().masked_fill(~view.held, float("-inf"))
+    """A view with its scores: those of the scorer, and of a row that had no query since the last time, the newest."""
+    scores = policy.scorer.score(view) if _asked(policy, view) else view.index
+    scores = scores.float().masked_fill(~view.held, float("-inf"))
     return Scored(view, scores, policy.selector.protected(view))
 
 
@@ -106,10 +113,11 @@ def plan(policy: KVPolicy, layers: Sequence[Scored], total: int) -> list[torch.T
     """
     heads = sum(layer.scores.shape[0] for layer in layers)
     kept = []
-    wanted = policy.allocator.allocate(layers, max(total, 0))
+    allocator = policy.allocator if _asked(policy, layers[0].view) else Uniform()
+    wanted = allocator.allocate(layers, max(total, 0))
     held = [layer.view.counts for layer in layers]
     if policy.losers.extra and any(bool((w.to(h.device) < h).any()) for w, h in zip(wanted, held, strict=True)):
-        wanted = policy.allocator.allocate(layers, max(total - heads * policy.losers.extra, 0))  # what losers become
+        wanted = allocator.allocate(layers, max(total - heads * policy.losers.extra, 0))  # what losers become
     given = sum(int(counts.sum()) for counts in wanted)
     if policy.allocator.joint and given > max(total, heads * policy.floor):
         raise PolicyError(f"{type(policy.allocator).__name__} gave out more entries than the budget of {total}.")

@@ -31,7 +31,11 @@ def compress_all(
         return
     each = [0 if total is None else total // len(layers) for total in totals]
     counts = layers[0].counts()
-    rows = [row for row, total in enumerate(totals) if total is not None and max(counts[row])]  # one may be all padding
+    rows = [
+        row
+        for row, total in enumerate(totals)
+        if total is not None and max(counts[row]) and not _unasked(policy, layers, row, total)  # one may be all padding
+    ]
     if policy.index is not None:
         for layer in layers:
             layer.page_out(each)
@@ -43,3 +47,10 @@ def compress_all(
     else:
         for layer in layers:
             layer.compress([[layer.look(row)] if row in rows else None for row in range(len(totals))], each)
+
+
+def _unasked(policy: KVPolicy, layers: Sequence[KVLayer], row: int, total: int) -> bool:
+    """Whether a row is within its budget and has had no query since it was judged last: it got padding alone."""
+    if not policy.scorer.probes or len(layers[0].probes[row].index):
+        return False
+    return sum(sum(layer.counts()[row]) for layer in layers) <= total

@@ -13,8 +13,7 @@ share and ``bytes_full`` count those.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +28,7 @@ from tenuto.prompt.encoder import Encoder, encode
 from tenuto.prompt.policy import Look, PromptMethod
 from tenuto.prompt.protect import marks
 from tenuto.prompt.spans import Spans
+from tenuto.restoring import hook_until
 
 __all__ = ["Prompt", "read"]
 
@@ -126,7 +126,7 @@ def read(
             stack.enter_context(run.prefill())  # a budget in bytes is known when the weights are
         for number, block in enumerate(list(merging.decoder.layers)[merging.at :]):
             hook = merging.first if number == 0 else merging.later
-            stack.enter_context(_until(block.register_forward_pre_hook(hook, with_kwargs=True)))
+            hook_until(stack, block, hook)
         merging.cache = cache
         mask, positions = _behind(cache, ids)
         found = run.model(
@@ -151,14 +151,6 @@ def _behind(cache: KVCache, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
         mask[:, : held - cache.sequences.seen[0]] = 0
         positions = positions + cache.sequences.positions[:, -1:].to(ids.device, torch.int64) + 1
     return mask, positions
-
-
-@contextmanager
-def _until(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 class _Merging:

@@ -23,7 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tenuto.errors import AttachError
 from tenuto.kv import interface
-from tenuto.restoring import attend_by
+from tenuto.restoring import attend_by, hook_until
 from tenuto.reuse.policy import Layers, Seen
 
 __all__ = ["run"]
@@ -133,8 +133,7 @@ def run(
     here = _Run(layers, tuple(starts), choose, at, torch.arange(len(at), device=at.device))
     with ExitStack() as stack:
         for layer in decoder.layers:
-            handle = layer.register_forward_pre_hook(here.narrow, with_kwargs=True)
-            stack.callback(handle.remove)
+            hook_until(stack, layer, here.narrow)
         attend_by(stack, decoder, NAME)
         stack.callback(_current.reset, _current.set(here))
         stack.enter_context(suppress(_Nothing))

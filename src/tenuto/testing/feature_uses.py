@@ -165,14 +165,30 @@ class _Trial:
 
     def in_a_row(self, check: Callable[[int, torch.Tensor | None], None]) -> None:
         with ExitStack() as stack:
-            stack.enter_context(self.attached())
+            run = stack.enter_context(self.attached())
             for place, given in enumerate(self.use.generations):
                 if self.use.again and place:
                     stack.close()
-                    stack.enter_context(self.attached())
+                    run = stack.enter_context(self.attached())
                 if self.use.copied:
                     self._copy(given)
-                check(place, _last(self.steps(given)))
+                with run.generation(f"number {place}") if self._like_one(place) else nullcontext():
+                    check(place, _last(self.steps(given)))
+
+    def _like_one(self, place: int) -> bool:
+        """Whether a bare model's calls go on from the generation before as if they were more steps of it, or more calls
+        of its last step, so that a program has to say that they are not."""
+        if not place or self.use.how == "pipeline":
+            return False
+        before, given = self.use.generations[place - 1 : place + 1]
+        last, first = self._timesteps(before)[-1], self._timesteps(given)[0]
+        return first <= last or (before.steps == 1 and place > 1)
+
+    def _timesteps(self, given: Generation) -> list[float]:
+        scheduler = _scheduler(given.scheduler)
+        scheduler.set_timesteps(given.steps)
+        timesteps: list[float] = scheduler.timesteps.to(self.dtype).tolist()
+        return timesteps
 
     def _copy(self, given: Generation) -> None:
         """A copy made now is plain: without weights of its own it gives nothing of the original's."""

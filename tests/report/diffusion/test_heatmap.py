@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 
-from tenuto.report.diffusion.heatmap import decision_map, fraction_map, shares
+from tenuto.report.diffusion.heatmap import coverage, decision_map, fraction_map, shares
 
 
 def test_each_cell_is_where_and_what_it_was() -> None:
@@ -33,6 +33,16 @@ def test_fractions_shade_the_cell() -> None:
 def test_shares_in_words() -> None:
     assert shares([["compute", "reuse"], ["reuse", "reuse"]]) == "compute 25\u00a0%, reuse 75\u00a0%"
     assert shares([]) == ""
+
+
+def test_what_is_cached_in_words_and_nothing_of_strangers() -> None:
+    told = {"blocks": {"double": 2, "single": 4}, "parameters": 0.875, "left_out": ["refiner"], "spans": 6}
+    assert coverage({"transformer": told}) == (
+        "transformer: 2 double, 4 single cached, 88\u00a0% of its parameters, not refiner"
+    )
+    assert coverage({"a": told | {"left_out": []}}).endswith("parameters")
+    for strange in (None, [], {"a": None}, {"a": {"blocks": 3}}, {"a": told | {"parameters": "most"}}):
+        assert coverage(strange) == ""
 
 
 def test_nothing_recorded_nothing_drawn() -> None:

@@ -64,6 +64,7 @@ def merged(parts: Sequence[Telemetry]) -> Telemetry:
         whole.flops += part.flops
         whole.full_flops += part.full_flops
         whole.peak_cache_bytes = max(whole.peak_cache_bytes, part.peak_cache_bytes)
+        whole.cached = part.cached
     return whole
 
 

@@ -75,6 +75,7 @@ def cached(policy: FeaturePolicy, profile: Profile | None = None, calibration_se
             book.events.clear()
             book.flops = book.full_flops = 0.0
             yield book
+            run.summary()  # notes in the book what is cached: spans may have been divided on the way
 
     return ImageEntry(
         name=catalog.text(policy), attach=put, exact=policy.exact, calibration_seconds=calibration_seconds

@@ -26,6 +26,7 @@ from tenuto.kv.offload.pool import SMOOTHING, Pool
 from tenuto.kv.offload.predict import QueryOf, predictors
 from tenuto.kv.offload.settings import Prefetch
 from tenuto.kv.rope import Rope
+from tenuto.restoring import hook_until
 
 if TYPE_CHECKING:
     from tenuto.kv.cache import KVCache
@@ -103,4 +104,4 @@ def watch(stack: ExitStack, layout: Layout, settings: Prefetch, current: Callabl
             prefetcher.foresee(cache.pool, number, hidden[:, -1], cache.sequences.positions[:, -1], cache.layers)
 
     for number, block in enumerate(blocks):
-        stack.callback(block.register_forward_pre_hook(partial(before, number), with_kwargs=True).remove)
+        hook_until(stack, block, partial(before, number))

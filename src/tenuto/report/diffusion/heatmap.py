@@ -13,7 +13,7 @@ from tenuto.report.diffusion.check import DECISIONS
 from tenuto.report.grid import Grid
 from tenuto.report.svg import Attributes, element
 
-__all__ = ["decision_map", "fraction_map", "shares"]
+__all__ = ["coverage", "decision_map", "fraction_map", "shares"]
 
 LEFT, BOTTOM, TOP, PLOT = 36.0, 36.0, 8.0, 516.0
 
@@ -22,6 +22,23 @@ def shares(decisions: Sequence[Sequence[str]]) -> str:
     """How often each decision was taken, in words: ``compute 40 %, reuse 60 %``."""
     counts = Counter(word for row in decisions for word in row)
     return ", ".join(f"{word} {units.percent(counts[word] / counts.total(), 0)}" for word in DECISIONS if counts[word])
+
+
+def coverage(cached: object) -> str:
+    """Which part of a model is cached, in words; of a record that does not say so in numbers, nothing."""
+    told = [_covered(name, one) for name, one in cached.items()] if isinstance(cached, dict) else []
+    return "; ".join(filter(None, told))
+
+
+def _covered(name: object, one: object) -> str:
+    if not isinstance(one, dict):
+        return ""
+    blocks, share, left = one.get("blocks"), one.get("parameters"), one.get("left_out")
+    if not (isinstance(blocks, dict) and isinstance(share, int | float) and 0 <= share <= 1):
+        return ""
+    lists = ", ".join(f"{count} {path}" for path, count in blocks.items())
+    words = f"{name}: {lists} cached, {units.percent(share, 0)} of its parameters"
+    return f"{words}, not {', '.join(map(str, left))}" if isinstance(left, list) and left else words
 
 
 def _steps(first: int, last: int) -> str:

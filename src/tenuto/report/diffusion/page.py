@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from tenuto.records.diffusion import Run
 from tenuto.report.diffusion.curves import curves, legend
-from tenuto.report.diffusion.heatmap import decision_map, fraction_map, shares
+from tenuto.report.diffusion.heatmap import coverage, decision_map, fraction_map, shares
 from tenuto.report.diffusion.pictures import Picture, load_picture
 from tenuto.report.diffusion.table import COLUMNS, Row, table_rows
 from tenuto.report.facts import headlines, shared_head
@@ -29,6 +29,7 @@ class _Exhibit:
     difference: Picture
     decisions: Markup
     shares: str
+    covered: str
     fractions: Markup
 
 
@@ -40,6 +41,7 @@ def _exhibit(row: Row[Run], folder: Path) -> _Exhibit:
         difference=load_picture(folder, run, "difference"),
         decisions=decision_map(run.decisions, run.policy),
         shares=shares(run.decisions),
+        covered=coverage(run.telemetry.get("cached")),
         fractions=fraction_map(run.grid, run.policy),
     )
 
