@@ -16,6 +16,7 @@ import enum
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
 from operator import is_, itemgetter
 from typing import Any
 
@@ -155,7 +156,7 @@ class ModuleState:
         """Whether nothing has changed since, as far as a look can tell."""
         if [*map(len, self._held), *map(len, self._inside)] != self._sizes:
             return False
-        now = (value for inside in self._inside for value in inside.values())
+        now = chain.from_iterable([inside.values() for inside in self._inside])
         if not all(map(is_, now, self._objects)):
             return False
         if not all(_equal(look(held), before) for look, held, before in self._values):

@@ -7,7 +7,7 @@ import torch
 import transformers as tf
 from size_kv import SIZE
 
-from tenuto import Knorm, MemoryBudget, attach
+from tenuto import Knorm, MemoryBudget, StreamingLLM, attach
 from tenuto.testing.kv import tokens
 
 TOKEN = 2 * 2 * 16 * 4
@@ -39,3 +39,15 @@ def test_a_budget_in_bytes_has_room_for_what_it_has_room_for(room: int) -> None:
         run.model(tokens(200), past_key_values=(cache := run.cache()))
         assert cache.bytes_held <= budget
         assert cache.counts()[0][0][0] >= 0.9 * room
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", [25, 30, 33, 200])
+def test_a_budget_in_bytes_holds_while_tokens_are_generated(prompt: int) -> None:
+    """Also behind a prompt that was shorter than it: what is reserved for tokens to come is counted too."""
+    budget = 2 * (3 * 10 * TOKEN + 40 * (TOKEN + 2 * 4) + 5 * (prompt + 40 + 16))
+    with attach(model(), StreamingLLM(), budget=MemoryBudget.bytes(budget)) as run:
+        run.model(tokens(prompt, rows=2), past_key_values=(cache := run.cache()))
+        for seed in range(40):
+            run.model(tokens(1, seed, rows=2), past_key_values=cache)
+            assert cache.bytes_held <= budget

@@ -55,7 +55,8 @@ class Clock:
 
     A call made inside diffusers' ``cache_context(name)`` belongs to branch ``name`` ("cond_uncond" is "both").
     Elsewhere the order of calls at one timestep tells: "call0", "call1" and so on, up to four; with more it warns once
-    and starts every call cold.
+    and starts every call cold. A generation that begins at the very timestep where the one before ended, or below it,
+    cannot be told from more of that one: a program says so (``run.generation(name)``, ``run.reset()``).
     """
 
     def __init__(self, usual: int = -1) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,7 +14,11 @@ from tenuto.kv.entries import ROOM
 from tenuto.kv.layer import KVLayer
 from tenuto.kv.models import Layout
 from tenuto.kv.policy import KVPolicy
+from tenuto.kv.slots import SLACK
 from tenuto.kv.step import Sequences
+
+if TYPE_CHECKING:
+    from tenuto.kv.cache import KVCache
 
 __all__ = ["allowance", "entries", "kv_heads", "spare"]
 
@@ -36,8 +41,10 @@ def entries(
     codec, free = policy.codec, policy.trigger.room("decode", 0, True)
     extra = 4 + 4 * policy.scorer.features + 4 * (policy.losers.weighs or weighted)
     plain = coded = paged = fixed = 0.0
+    ragged = not policy.allocator.even  # blocks are not all full, and each is known three times, once for the longest
+    room = 1 + ragged / SLACK
     for spec in layout.cached:
-        plain += spec.kv_heads * (2 * spec.head_dim * layout.itemsize + extra)
+        plain += spec.kv_heads * (2 * spec.head_dim * layout.itemsize + extra + ragged * 4 * (2 + spec.kv_heads)) * room
         coded += spec.kv_heads * (codec.entry_bytes(spec.head_dim, layout.itemsize) + extra) if codec else 0.0
         paged += spec.kv_heads * codec.page_bytes(spec.head_dim, layout.itemsize) if codec else 0.0
         fixed += spec.kv_heads * policy.positioner.turned * spec.head_dim * layout.itemsize
@@ -114,6 +121,17 @@ def _summaries(policy: KVPolicy, layout: Layout, tokens: int) -> int:
     return size
 
 
-def spare(free: int | None) -> int:
-    """Slots to grow by beyond the new one: a divisor of what the trigger leaves free, so that the budget is met."""
-    return ROOM - 1 if free is None else max(n for n in range(1, ROOM + 1) if max(free, 1) % n == 0) - 1
+def spare(cache: KVCache, free: int | None, counts: Sequence[int]) -> int:
+    """Slots to grow by beyond the new one, in a decoding step of so many tokens per row.
+
+    A divisor of what the trigger leaves ``free``, so that the budget is met; while it has let go of nothing, no more
+    than fit into a budget in bytes.
+    """
+    if free is None:
+        return ROOM - 1
+    slots = max(n for n in range(1, ROOM + 1) if max(free, 1) % n == 0) - 1
+    if not slots or cache.budget.kind != "bytes" or not cache.sequences.columns:
+        return slots
+    held = [sum(map(sum, rows)) for rows in zip(*cache.counts(), strict=True)]
+    left = [total - mine for total, mine in zip(cache._totals(counts, 1), held, strict=True)]
+    return max(min(slots, min(left) // kv_heads(cache.layout) - 1), 0)

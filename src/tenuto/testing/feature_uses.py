@@ -176,13 +176,13 @@ class _Trial:
                     check(place, _last(self.steps(given)))
 
     def _like_one(self, place: int) -> bool:
-        """Whether a bare model's calls go on from the generation before as if they were more steps of it, so that a
-        program has to say that they are not."""
+        """Whether a bare model's calls go on from the generation before as if they were more steps of it, or more calls
+        of its last step, so that a program has to say that they are not."""
         if not place or self.use.how == "pipeline":
             return False
         before, given = self.use.generations[place - 1 : place + 1]
         last, first = self._timesteps(before)[-1], self._timesteps(given)[0]
-        return first < last or (before.steps == 1 and place > 1)
+        return first <= last or (before.steps == 1 and place > 1)
 
     def _timesteps(self, given: Generation) -> list[float]:
         scheduler = _scheduler(given.scheduler)

@@ -243,7 +243,7 @@ def _numbers(planes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def finite(part: torch.Tensor) -> bool:
     """Whether all numbers are finite: one pass to add them up, and another only if the sum is not."""
-    return bool(part.sum().isfinite()) or bool(part.isfinite().all())
+    return math.isfinite(part.sum().item()) or bool(part.isfinite().all())
 
 
 def zstandard_package() -> Any:
