@@ -105,10 +105,13 @@ def test_a_closed_policy_changes_nothing(policy: FeaturePolicy, use: FeatureUse)
         )
     ),
 )
-@example(  # the pipeline gets its first scheduler while attached: how many steps that one has is known too
-    policy=OPEN[6],
-    use=FeatureUse(
-        generations=(Generation(steps=1), Generation(seed=1, tokens=1, steps=6, scheduler=SCHEDULERS[1])),
+@example(
+    policy=OPEN[-1],
+    use=FeatureUse(  # a scheduler that comes first, or after another, is known as well
+        generations=(
+            Generation(steps=1, batch=1, tokens=1),
+            Generation(seed=1, steps=6, batch=1, tokens=1, scheduler="DPMSolverMultistepScheduler"),
+        ),
         how="pipeline",
     ),
 )

@@ -34,7 +34,7 @@ class Repeated(Scorer):
         return tokens.split(40)
 
     def observe(self, state: torch.Tensor, attention: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        return torch.maximum(state, attention.amax((0, 1))[:, None])
+        return torch.maximum(state, attention.amax((-3, -2))[..., None])
 
     def score(self, view: View) -> torch.Tensor:
         return view.state[..., 0]

@@ -24,7 +24,7 @@ class Watch:
     def __init__(self, stack: ExitStack, target: Any, run: AttachedRun) -> None:
         self.target, self.run = target, run
         self.seen: Any = None
-        self._attaching = True
+        self._looked = False
         self._mine = ExitStack()
         self._lock = threading.RLock()
         stack.callback(self._mine.close)
@@ -36,7 +36,7 @@ class Watch:
             CalibrationError: the policy's profile was fitted for another kind of sampling.
         """
         scheduler = getattr(self.target, "scheduler", None)
-        attaching, self._attaching = self._attaching, False
+        first, self._looked = not self._looked, True  # at attach
         if scheduler is self.seen:
             return
         with self._lock:
@@ -48,7 +48,7 @@ class Watch:
             if scheduler is None:
                 return
             wrap_until(self._mine, scheduler, "set_timesteps", self._watched)
-            if not attaching:  # its timesteps are set already: a generation begins with this call
+            if not first:  # its timesteps are set already: a generation begins with this call
                 self._start()
 
     @property

@@ -14,6 +14,7 @@ from tenuto.kv.entries import ROOM
 from tenuto.kv.layer import KVLayer
 from tenuto.kv.models import Layout
 from tenuto.kv.policy import KVPolicy
+from tenuto.kv.slots import SLACK
 from tenuto.kv.step import Sequences
 
 if TYPE_CHECKING:
@@ -40,8 +41,10 @@ def entries(
     codec, free = policy.codec, policy.trigger.room("decode", 0, True)
     extra = 4 + 4 * policy.scorer.features + 4 * (policy.losers.weighs or weighted)
     plain = coded = paged = fixed = 0.0
+    ragged = not policy.allocator.even  # blocks are not all full, and each is known three times, once for the longest
+    room = 1 + ragged / SLACK
     for spec in layout.cached:
-        plain += spec.kv_heads * (2 * spec.head_dim * layout.itemsize + extra)
+        plain += spec.kv_heads * (2 * spec.head_dim * layout.itemsize + extra + ragged * 4 * (2 + spec.kv_heads)) * room
         coded += spec.kv_heads * (codec.entry_bytes(spec.head_dim, layout.itemsize) + extra) if codec else 0.0
         paged += spec.kv_heads * codec.page_bytes(spec.head_dim, layout.itemsize) if codec else 0.0
         fixed += spec.kv_heads * policy.positioner.turned * spec.head_dim * layout.itemsize

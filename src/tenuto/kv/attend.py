@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from tenuto.kv.decode import Watch, decode
 from tenuto.kv.entries import Held, Store
 from tenuto.kv.parts import Codec
 from tenuto.kv.view import Code, Entries
@@ -38,15 +39,25 @@ def attend(
     scaling: float,
     softcap: float | None = None,
     observer: Observer | None = None,
+    watch: Watch | None = None,
 ) -> torch.Tensor:
     """Attention of new tokens, which are held already.
 
     Args:
         valid: ``[batch, new]`` bool, False for padding, which was not held; None: no padding.
         scaling: what logits are multiplied with; softcap: ``cap * tanh(logit / cap)`` where a model has it.
-        observer: is shown the attention of every segment.
+        observer: is shown the attention of every segment; watch: in its place, where that is computed of all at once.
     """
-    simple = valid is None and softcap is None and observer is None and all(code is None for code in held.encoded)
+    whole = valid is None and all(code is None for code in held.encoded)
+    seen = observer is None or watch is not None
+    if (
+        whole
+        and seen
+        and query.shape[2] == 1
+        and (held.store.dense is None or softcap is not None or watch is not None)
+    ):
+        return decode(query, held.store, scaling, softcap, watch)
+    simple = whole and softcap is None and observer is None
     length = held.store.dense if simple else None
     if length is not None:
         return (_dense if held.store.weights is None else _weighted)(query, held, length, scaling)

@@ -141,6 +141,7 @@ class KVCache(Cache):  # type: ignore[misc]
             valid=valid,
             remember=remembered + new if remembered and self.crops is not None else remembered,  # some are taken back
             spare=0 if new > 1 or (indexed and self.budget.kind == "bytes") else spare(self, free, counts),
+            grows=new == 1 and (free is None or self.budget.kind != "bytes"),
             now=self._totals(counts, new, each=True) if at_once or (sparse and phase is Phase.DECODE) else None,
             settle=phase is Phase.DECODE,
             sparse=sparse,
@@ -208,12 +209,11 @@ class KVCache(Cache):  # type: ignore[misc]
 
     def _make_room(self, counts: Sequence[int], new: int) -> None:
         """Before a decoding step: compress the rows it would take over the budget, if the trigger says so."""
-        totals, heads = self._totals(counts, new), kv_heads(self.layout)
+        totals, each, heads = self._totals(counts, new), self.counts(), kv_heads(self.layout)
         goals: list[int | None] = [None] * len(totals)
         for row, total in enumerate(totals):
-            held = sum(sum(layer.counts()[row]) for layer in self.engine)
-            room = self.policy.trigger.room("decode", self.since, held + counts[row] * heads > total)
-            if room is not None:
+            over = sum(sum(layer[row]) for layer in each) + counts[row] * heads > total
+            if (room := self.policy.trigger.room("decode", self.since, over)) is not None:
                 goals[row] = total - max(room, counts[row]) * heads
         if any(goal is not None for goal in goals):
             self._compress(goals)
@@ -229,7 +229,7 @@ class KVCache(Cache):  # type: ignore[misc]
         with self._changing():
             if replay is not None and self.policy.scorer.observes == "replay":
                 replay(self)
-            compress_all(self.policy, self.engine, totals)
+            compress_all(self.policy, self.engine, totals, decoding=replay is None)
             self.since = 0
 
     def note(self, ids: torch.Tensor | None) -> None:

@@ -4,63 +4,96 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 
 from tenuto.kv.parts import Codec
+from tenuto.kv.slots import SLACK, BlockTable, places, sizes_for
 from tenuto.kv.view import Code, Entries
 
 __all__ = ["ROOM", "Encoded", "Held", "Store"]
 
 ROOM = 16
-"""Entries per head a full layer grows by while decoding, at most."""
+"""Entries per head a full layer grows by while decoding, at most where a budget in bytes is to be met."""
 
 
 class Store:
     """Entries in full precision, one flat tensor per kind; *segment* ``row * heads + head`` is a run of it.
 
+    Segments of close lengths have as many slots each, so that the store is one dense tensor; others have whole blocks.
+
     Attributes:
         rows, heads: batch rows and KV heads.
         keys, values: ``[slots, head_dim]``; index: ``[slots]`` int32; weights: ``[slots]`` float32, None while every
-            entry is one token; state: ``[slots, features]`` float32, None if the policy keeps none.
-        starts, lengths, sizes: first slot, entries held and slots reserved per segment.
-        spare: slots a segment gets beyond what it needs, when it must grow.
+            entry is one token; state: ``[slots, features]`` float32, None if the policy keeps none. Slots that hold
+            nothing are finite.
+        starts, lengths, sizes: first slot, entries held and slots reserved per segment; block: slots of a block, 0
+            where each segment is one.
+        spare: slots a segment gets beyond what it needs, when it must grow; grows: or one in :data:`SLACK` of what
+            segments hold, if that is more.
     """
 
     def __init__(self, rows: int, heads: int, features: int, entries: Sequence[Entries]) -> None:
-        self.rows, self.heads, self.features, self.spare = rows, heads, features, 0
+        self.rows, self.heads, self.features = rows, heads, features
+        self.spare, self.grows = 0, False
         self.lengths = [len(part) for part in entries]
         self._reserve(self.lengths)
+        ones = entries[0].index.new_ones
+        weights = [ones(len(p), dtype=torch.float32) if p.weights is None else p.weights for p in entries]
+        self.keys = self._laid(torch.cat([part.keys for part in entries]))
+        self.values = self._laid(torch.cat([part.values for part in entries]))
+        self.index = self._laid(torch.cat([part.index for part in entries]))
         weighted = any(part.weights is not None for part in entries)
-        self.keys = torch.cat([part.keys for part in entries])
-        self.values = torch.cat([part.values for part in entries])
-        self.index = torch.cat([part.index for part in entries])
-        ones = self.index.new_ones
-        self.weights = (
-            torch.cat([ones(len(p), dtype=torch.float32) if p.weights is None else p.weights for p in entries])
-            if weighted
-            else None
-        )
+        self.weights = self._laid(torch.cat(weights), fill=1) if weighted else None
         zeros = [
             p.index.new_zeros(len(p), features, dtype=torch.float32) if p.state is None else p.state for p in entries
         ]
-        self.state = torch.cat(zeros) if features else None
+        self.state = self._laid(torch.cat(zeros)) if features else None
 
-    def _reserve(self, sizes: Sequence[int]) -> None:
-        self.sizes = list(sizes)
-        self.starts = [0]
-        for size in self.sizes[:-1]:
-            self.starts.append(self.starts[-1] + size)
+    def _reserve(self, wanted: Sequence[int]) -> None:
+        self.sizes, self.block = sizes_for(wanted)
+        self.starts = [0, *accumulate(self.sizes)][:-1]
+        self._blocks: BlockTable | None = None
+        self._counts: torch.Tensor | None = None
+        self._firsts: torch.Tensor | None = None
+
+    def _laid(self, tensor: torch.Tensor, fill: int = 0) -> torch.Tensor:
+        """What all segments hold, one after the other, put into the slots that are reserved."""
+        total = sum(self.sizes)
+        if total == tensor.shape[0]:
+            return tensor
+        wide = tensor.new_full((total, *tensor.shape[1:]), fill)
+        return wide.index_copy_(0, places(self.starts, self.lengths, tensor.device), tensor)
 
     @property
     def dense(self) -> int | None:
         """The length of every segment if all are alike, so that the store can be read as one dense tensor."""
-        alike = len(set(self.lengths)) == 1 and len(set(self.sizes)) == 1
-        return self.lengths[0] if alike else None
+        return self.lengths[0] if not self.block and len(set(self.lengths)) == 1 else None
 
     def dense_of(self, tensor: torch.Tensor, length: int) -> torch.Tensor:
-        """A tensor of the store as ``[rows, heads, length, ...]``, without a copy; for a dense store."""
+        """A tensor of the store as ``[rows, heads, length, ...]``, without a copy; where each segment is one block."""
         return tensor.view(self.rows, self.heads, self.sizes[0], *tensor.shape[1:])[:, :, :length]
+
+    @property
+    def blocks(self) -> BlockTable:
+        """Which blocks are whose."""
+        self._blocks = self._blocks or BlockTable(self.sizes, self.block, self.keys.device)
+        return self._blocks
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """``lengths`` on the device, ``[segments]`` int64."""
+        if self._counts is None:
+            self._counts = torch.tensor(self.lengths, device=self.keys.device)
+        return self._counts
+
+    @property
+    def ends(self) -> torch.Tensor:
+        """The slot behind the newest entry of each segment, ``[segments]`` int64."""
+        if self._firsts is None:
+            self._firsts = torch.tensor(self.starts, device=self.keys.device)
+        return self._firsts + self.counts
 
     def run(self, segment: int) -> slice:
         """The slots that a segment holds."""
@@ -94,48 +127,78 @@ class Store:
         """
         new = keys.shape[2]
         counts = [new] * self.rows if valid is None else [int(n) for n in valid.sum(-1)]
-        self._make_room([counts[row] for row in range(self.rows) for _ in range(self.heads)])
+        more = [counts[row] for row in range(self.rows) for _ in range(self.heads)]
+        self._make_room(more)
         if weights is not None and self.weights is None:
             self.weights = torch.ones(self.keys.shape[0], device=self.keys.device)
+        one = keys.new_ones((), dtype=torch.float32) if self.weights is not None and weights is None else weights
+        kinds = [(self.keys, keys), (self.values, values), (self.index, index)]
+        kinds += [(self.weights, one)] if self.weights is not None and one is not None else []
         before = self.dense if valid is None else None
         if before is not None:
-            self.lengths = [before + new] * len(self.lengths)
-            self.dense_of(self.keys, before + new)[:, :, before:] = keys
-            self.dense_of(self.values, before + new)[:, :, before:] = values
-            self.dense_of(self.index, before + new)[:, :, before:] = index
-            if weights is not None and self.weights is not None:
-                self.dense_of(self.weights, before + new)[:, :, before:] = weights
-            return
-        for segment in range(len(self.lengths)):
-            row, head = divmod(segment, self.heads)
-            at = slice(None) if valid is None else valid[row]
-            start = self.starts[segment] + self.lengths[segment]
-            run = slice(start, start + counts[row])
-            self.keys[run], self.values[run], self.index[run] = keys[row, head, at], values[row, head, at], index[at]
-            if weights is not None and self.weights is not None:
-                self.weights[run] = weights[at]
-            self.lengths[segment] += counts[row]
+            for tensor, added in kinds:
+                self.dense_of(tensor, before + new)[:, :, before:] = added
+            if self.state is not None:
+                self.dense_of(self.state, before + new)[:, :, before:] = 0
+        else:
+            self._scatter(kinds, more, valid, new)
+        self.lengths = [length + count for length, count in zip(self.lengths, more, strict=True)]
+        if valid is None and self._counts is not None:
+            self._counts += new
+        else:
+            self._counts = None
+
+    def _scatter(
+        self,
+        kinds: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        more: Sequence[int],
+        valid: torch.Tensor | None,
+        new: int,
+    ) -> None:
+        """Write tokens behind the newest entries of segments of different lengths."""
+        if new == 1 and valid is None:
+            slots = self.ends
+        else:
+            ends = [start + length for start, length in zip(self.starts, self.lengths, strict=True)]
+            slots = places(ends, more, self.keys.device)
+        at = None if valid is None else valid[:, None].expand(-1, self.heads, -1)
+        for tensor, added in kinds:
+            wide = added.expand(self.rows, self.heads, new, *tensor.shape[1:])
+            tensor.index_copy_(0, slots, wide.reshape(-1, *tensor.shape[1:]) if at is None else wide[at])
+        if self.state is not None:
+            self.state.index_fill_(0, slots, 0)
 
     def _make_room(self, counts: Sequence[int]) -> None:
-        """Grow segments that cannot take so many more; what is reserved and not held is zero, weights are one."""
+        """Grow if a segment cannot take so many more; what is reserved and not held is zero, weights are one."""
         wanted = [length + count for length, count in zip(self.lengths, counts, strict=True)]
         if all(want <= size for want, size in zip(wanted, self.sizes, strict=True)):
             return
-        old, lengths = (self.keys, self.values, self.index, self.weights, self.state), self.lengths
-        starts = self.starts
-        sizes = [max(want + self.spare, size) for want, size in zip(wanted, self.sizes, strict=True)]
-        self._reserve(sizes)
-        grown: list[torch.Tensor | None] = []
-        for tensor in old:
-            if tensor is None:
-                grown.append(None)
-                continue
-            fill = torch.ones if tensor is self.weights else torch.zeros
-            bigger = fill((sum(sizes), *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
-            for start, length, to in zip(starts, lengths, self.starts, strict=True):
-                bigger[to : to + length] = tensor[start : start + length]
-            grown.append(bigger)
-        self.keys, self.values, self.index, self.weights, self.state = grown  # type: ignore[assignment]
+        held = self.exact()
+        spare = max(self.spare, sum(wanted) // (len(wanted) * SLACK) if self.grows else 0)
+        self._reserve([want + spare for want in wanted])
+        for name, tensor in held.items():
+            setattr(self, name, self._laid(tensor, fill=int(name == "weights")))
+
+    def thin(self, order: torch.Tensor, lengths: Sequence[int]) -> None:
+        """Keep some entries, in place.
+
+        Args:
+            order: ``[segments, columns]`` int64: slots of the entries kept first, in order, then any; lengths: how
+                many are kept per segment.
+        """
+        if self.block:
+            at = places(self.starts, lengths, order.device)
+            kept = order.flatten()[places([n * order.shape[1] for n in range(len(lengths))], lengths, order.device)]
+        else:
+            most = max(lengths)
+            kept, at = order[:, :most].flatten(), None
+        for tensor in self.tensors().values():
+            some = tensor.index_select(0, kept)
+            if at is None:
+                tensor.view(len(lengths), -1, *tensor.shape[1:])[:, :most] = some.view(-1, most, *tensor.shape[1:])
+            else:
+                tensor.index_copy_(0, at, some)
+        self.lengths, self._counts = list(lengths), None
 
     def selected(self, rows: Sequence[int]) -> Store:
         """A store of these rows, in this order, copied."""
@@ -143,20 +206,24 @@ class Store:
         return Store(len(rows), self.heads, self.features, parts)
 
     def shorten(self, counts: Sequence[int]) -> None:
-        """Forget the newest entries, so many of each segment. What they were is gone, their slots stay."""
-        for segment, count in enumerate(counts):
-            self.lengths[segment] -= count
-        for name in ("weights", "state"):
-            tensor = getattr(self, name)
-            if tensor is not None:
-                for segment, start in enumerate(self.starts):
-                    tensor[start + self.lengths[segment] : start + self.sizes[segment]] = float(name == "weights")
+        """Forget the newest entries, so many of each segment; their slots stay."""
+        self.lengths = [length - count for length, count in zip(self.lengths, counts, strict=True)]
+        self._counts = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What is held, by name."""
         named = {"keys": self.keys, "values": self.values, "index": self.index}
         named |= {} if self.weights is None else {"weights": self.weights}
         return named | ({} if self.state is None else {"state": self.state})
+
+    def exact(self) -> dict[str, torch.Tensor]:
+        """As :meth:`tensors`, without slots that hold nothing: segments one after the other."""
+        at = places(self.starts, self.lengths, self.keys.device)
+        return {name: tensor.index_select(0, at) for name, tensor in self.tensors().items()}
+
+    def layout(self) -> dict[str, torch.Tensor]:
+        """What says where entries are, by name: counted as held, and not saved."""
+        return {} if self._blocks is None else {f"layout.{name}": t for name, t in self._blocks.tensors().items()}
 
 
 @dataclass(slots=True, eq=False)
@@ -244,7 +311,7 @@ class Held:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What is held, by name: this is what is counted and saved."""
-        named = self.store.tensors()
+        named = self.store.tensors() | self.store.layout()
         for segment, encoded in enumerate(self.encoded):
             named |= {} if encoded is None else {f"{segment}.{k}": v for k, v in encoded.tensors().items()}
         return named | {f"{segment}.origin": keys for segment, keys in self.origins.items()}

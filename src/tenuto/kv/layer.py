@@ -16,6 +16,7 @@ from tenuto.kv.entries import Held, Store
 from tenuto.kv.offload.paged import Paged
 from tenuto.kv.policy import ALL, Entries, KVPolicy, Scored
 from tenuto.kv.step import Sequences, Step
+from tenuto.kv.thin import thin
 
 __all__ = ["KVLayer"]
 
@@ -62,6 +63,7 @@ class KVLayer(EngineLayer):
             scaling=scaling,
             softcap=softcap,
             observer=self._observe if watch else None,
+            watch=self._watch if watch else None,
         )
         if step.now is not None and self.paged is not None:
             self.page_out(step.now)
@@ -100,7 +102,7 @@ class KVLayer(EngineLayer):
             wanted = self.policy.codec.probes
             known = enumerate(self.probes if wanted else ())
             held = settle(held, {}, {row: probes.last(wanted).queries for row, probes in known})
-        held.store.spare = step.spare
+        held.store.spare, held.store.grows = step.spare, step.grows
         held.store.append(key, value, step.index, step.valid, step.weights)
         return held
 
@@ -146,6 +148,21 @@ class KVLayer(EngineLayer):
         part = held.store.entries(segment).state
         if part is not None:
             part.copy_(after[older:])
+
+    @torch.no_grad()
+    def _watch(self, attention: torch.Tensor) -> None:
+        """As :meth:`_observe`, of all segments: ``[blocks, group, slots]``."""
+        held, step = self.held, self.step
+        if held is not None and step is not None and held.store.state is not None:
+            state = held.store.state.view(attention.shape[0], attention.shape[2], -1)
+            state.copy_(self.policy.scorer.observe(state, attention[:, :, None], step.index.long()))
+
+    def thin(self, totals: Sequence[int | None]) -> bool:
+        """Compress rows while decoding to ``totals`` entries each, all heads together (None leaves one as it is), if
+        the policy allows and what is reserved stays in use; whether it was done."""
+        if not self.policy.thins or self.held is None:
+            return False
+        return thin(self.held, self.policy, self.site, self.sequences.positions, totals)
 
     @torch.no_grad()
     def look(self, row: int) -> Scored:

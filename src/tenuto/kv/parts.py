@@ -52,10 +52,13 @@ class Scorer(ABC):
 
     Class attributes or fields: ``probes``, how many of the last queries the view must hold (0: none; ``ALL``);
     ``features``, floats of running state per entry; ``observes``, whether :meth:`observe` sees the attention of every
-    forward call ("calls"), only of the calls of :meth:`replay` ("replay"), or of none ("no").
+    forward call ("calls"), only of the calls of :meth:`replay` ("replay"), or of none ("no"). Class attribute
+    ``alone``: whether a score depends on nothing but the number, weight and state of its entry; while decoding, the
+    heads of all rows are then one view, which has no queries, and no channels in its keys and values.
     """
 
     __slots__ = ()
+    alone: ClassVar[bool] = False
     probes: int = 0
     features: int = 0
     observes: ClassVar[Literal["no", "calls", "replay"]] = "no"
@@ -67,9 +70,13 @@ class Scorer(ABC):
     def observe(self, state: torch.Tensor, attention: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """The running state after some queries have attended; it starts at zero.
 
+        While decoding, what an entry gets may depend on its own attention only: entries come in blocks, with one more
+        dimension before the others in ``state`` and ``attention``.
+
         Args:
-            state: ``[entries, features]`` of one row and KV head.
-            attention: ``[group, queries, entries]`` float32, rows sum to one; 0 where a query does not see an entry.
+            state: ``[..., entries, features]`` of one row and KV head.
+            attention: ``[..., group, queries, entries]`` float32, rows sum to one; 0 where a query does not see an
+                entry.
             index: numbers of the queries in the sequence, ``[queries]`` int64.
         """
         return state
@@ -84,11 +91,13 @@ class Allocator(ABC):
     """How many entries per layer and head?
 
     Class attribute ``joint``: True if the scores of all layers are needed before any layer is final. Otherwise a layer
-    is compressed as soon as it has attended, so that a prefill never holds more than one layer in full.
+    is compressed as soon as it has attended, so that a prefill never holds more than one layer in full. ``even``: True
+    if every head gets the same part of ``total``, rounded down.
     """
 
     __slots__ = ()
     joint: ClassVar[bool] = False
+    even: ClassVar[bool] = False
 
     @abstractmethod
     def allocate(self, layers: Sequence[Scored], total: int) -> list[torch.Tensor]:
@@ -104,13 +113,15 @@ class Allocator(ABC):
 class Selector(ABC):
     """Which entries? ``sinks`` and ``window`` are constraints: the first and the last entries, always kept.
 
-    Class attribute ``classes``: precision classes it tells apart (1: kept or not).
+    Class attributes: ``classes``, precision classes it tells apart (1: kept or not); ``alone``, whether it needs
+    nothing but scores and the numbers of entries (see :class:`Scorer`).
     """
 
     __slots__ = ()
     sinks: int
     window: int
     classes: ClassVar[int] = 1
+    alone: ClassVar[bool] = False
 
     @abstractmethod
     def select(self, scored: Scored, counts: torch.Tensor) -> torch.Tensor:

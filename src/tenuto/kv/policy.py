@@ -96,6 +96,14 @@ class KVPolicy:
         return self.selector.sinks + self.selector.window + self.losers.extra + reserve
 
     @property
+    def thins(self) -> bool:
+        """Whether the heads of all rows are compressed together while decoding, and nothing is computed of keys but
+        where they are attended: the first ones, which are then always kept."""
+        alone = self.scorer.alone and self.selector.alone and self.allocator.even and self.losers == Drop()
+        whole = self.codec is None and self.index is None
+        return alone and whole and self.selector.sinks >= self.positioner.turned
+
+    @property
     def probes(self) -> int:
         """The last queries that must be remembered."""
         return max(self.scorer.probes, self.codec.probes if self.codec else 0)

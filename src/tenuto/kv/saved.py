@@ -64,11 +64,10 @@ def save(cache: KVCache, path: Path | str, mark: str) -> None:
 
 def _exact(cache: KVCache) -> dict[str, torch.Tensor]:
     """The tensors of a cache, without slots that hold nothing yet, with pages that are out of memory."""
-    named = {name: tensor for name, tensor in cache.tensors().items() if ".paged." not in name}
+    named = {name: tensor for name, tensor in cache.tensors().items() if not {"paged", "layout"} & set(name.split("."))}
     for number, layer in enumerate(cache.engine):
         if layer.held is not None:
-            store = layer.held.selected(range(layer.held.store.rows)).store
-            named |= {f"{number}.{name}": tensor for name, tensor in store.tensors().items()}
+            named |= {f"{number}.{name}": tensor for name, tensor in layer.held.store.exact().items()}
         if layer.paged is not None:
             named |= {f"{number}.paged.{name}": tensor for name, tensor in layer.paged.saved().items()}
     return named

@@ -84,13 +84,14 @@ class Sequences:
         given = mask.bool()
         if self.padding is None and bool(given.all()):
             return None
-        if not torch.equal(given[:, : self.columns], self.real):
+        last = given[:, self.columns :]
+        odd, shown = torch.stack([(given[:, : self.columns] != self.real).any(), last.all()]).tolist()
+        if odd:
             raise AttachError(
                 "The attention mask hides tokens that the cache holds, or shows padding that it does not: what "
                 "was read stays as it was. Give the mask of the earlier calls, and that of the new tokens behind it."
             )
-        last = given[:, self.columns :]
-        return None if bool(last.all()) else last
+        return None if shown else last
 
     def add(self, positions: torch.Tensor, counts: Sequence[int], valid: torch.Tensor | None) -> None:
         """Tokens at ``positions [batch or 1, new]``, so many of each row none of padding, come behind the others."""
@@ -137,7 +138,7 @@ class Step:
         weights: how many tokens each new entry stands for, ``[entries]`` float32; None: one each. Where entries stand
             for several, ``index`` is as long, and names the last token of each.
         remember: how many of the last queries to remember, 0 to leave the memory as it is.
-        spare: entries a full store grows by beyond the new token.
+        spare: entries a full store grows by beyond the new token; grows: or by a part of what it holds.
         now: entries each layer may hold per row, all KV heads together, if layers compress as they go; else None.
         observing: whether running state sees this call's attention.
         settle: whether what was held before may be encoded: not while a prompt is still coming.
@@ -149,6 +150,7 @@ class Step:
     valid: torch.Tensor | None
     remember: int
     spare: int
+    grows: bool
     now: list[int] | None
     observing: bool
     settle: bool

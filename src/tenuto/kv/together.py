@@ -19,8 +19,16 @@ def joint(policy: KVPolicy) -> bool:
 
 
 @torch.no_grad()
-def compress_all(policy: KVPolicy, layers: Sequence[KVLayer], totals: Sequence[int | None]) -> None:
-    """Compress rows to ``totals`` entries each, all heads of all layers together; None leaves a row as it is."""
+def compress_all(
+    policy: KVPolicy, layers: Sequence[KVLayer], totals: Sequence[int | None], decoding: bool = False
+) -> None:
+    """Compress rows to ``totals`` entries each, all heads of all layers together; None leaves a row as it is.
+
+    While ``decoding``, what is reserved stays so, and where the policy allows all rows are compressed in one go.
+    """
+    share = [None if total is None else total // len(layers) for total in totals]
+    if decoding and all(layer.thin(share) for layer in layers):
+        return
     each = [0 if total is None else total // len(layers) for total in totals]
     counts = layers[0].counts()
     rows = [

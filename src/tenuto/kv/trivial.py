@@ -47,6 +47,8 @@ class Every(Trigger):
 class Recency(Scorer):
     """The newer, the better."""
 
+    alone: ClassVar[bool] = True
+
     def score(self, view: View) -> torch.Tensor:
         return view.index.float()
 
@@ -54,6 +56,8 @@ class Recency(Scorer):
 @dataclass(frozen=True, slots=True)
 class Uniform(Allocator):
     """The same for every layer and head."""
+
+    even: ClassVar[bool] = True
 
     def allocate(self, layers: Sequence[Scored], total: int) -> list[torch.Tensor]:
         heads = sum(scored.scores.shape[0] for scored in layers)
@@ -70,6 +74,7 @@ class TopK(Selector):
 
     sinks: int = 0
     window: int = 0
+    alone: ClassVar[bool] = True
 
     def select(self, scored: Scored, counts: torch.Tensor) -> torch.Tensor:
         scores = scored.scores.masked_fill(scored.protected, float("inf"))

@@ -31,9 +31,10 @@ class ReceivedAttention(Scorer):
 
     features: int = 1
     observes: ClassVar[Literal["no", "calls", "replay"]] = "calls"
+    alone: ClassVar[bool] = True
 
     def observe(self, state: torch.Tensor, attention: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        return state + attention.sum((0, 1))[:, None]
+        return state + attention.sum((-3, -2))[..., None]
 
     def score(self, view: View) -> torch.Tensor:
         return view.state[..., 0]
@@ -46,6 +47,7 @@ class HeavyRecent(Selector):
     recent: float = 0.5
     sinks: int = 0
     window: int = 0
+    alone: ClassVar[bool] = True
 
     def select(self, scored: Scored, counts: torch.Tensor) -> torch.Tensor:
         columns = scored.scores.shape[1]

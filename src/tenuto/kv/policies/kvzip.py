@@ -49,7 +49,7 @@ class Repetition(Scorer):
         return [torch.cat([first, tokens[max(start - LEAD, 0) : start + self.chunk]]) for start in starts]
 
     def observe(self, state: torch.Tensor, attention: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        return torch.maximum(state, attention.amax((0, 1)).clamp(min=LEAST)[:, None])
+        return torch.maximum(state, attention.amax((-3, -2)).clamp(min=LEAST)[..., None])
 
     def score(self, view: View) -> torch.Tensor:
         most = view.state[..., 0]
