@@ -23,7 +23,11 @@ WHOLE = ("browser", "bundled", "engine", "processes", "slow", "smollm2", "traini
 PROCESSES = {"processes", "browser", "engine"}
 FAULTS = Path(__file__).with_name("faults")
 """Uses crossed with methods, by the hundred: all of them slow."""
-MODELS = ("bundled/dit_fashion/model_index.json", "models/smollm2/config.json")
+MODELS = (
+    "bundled/dit_fashion/model_index.json",
+    "bundled/wan_fashion/model_index.json",
+    "models/smollm2/config.json",
+)
 TRAINING = 10
 """Steps of optimisers that are no training yet."""
 done: dict[str, int] = {}
@@ -140,6 +144,39 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     folder = tmp_path_factory.mktemp("models") / "tiny"
     DiTPipeline(transformer, vae, scheduler).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A WanPipeline folder on pixels: 3 blocks of width 16, 32 tokens, clips of 8 frames of 32x32, random weights."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+
+    from tenuto.zoo.clips import TOKEN_WIDTH
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformer = WanTransformer3DModel(
+            patch_size=(1, 16, 16),
+            num_attention_heads=1,
+            attention_head_dim=16,
+            in_channels=1,
+            out_channels=1,
+            text_dim=TOKEN_WIDTH,
+            freq_dim=16,
+            ffn_dim=32,
+            num_layers=3,
+            rope_max_seq_len=32,
+        )
+    folder = tmp_path_factory.mktemp("models") / "tiny-clips"
+    WanPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+    ).save_pretrained(folder)
     return folder
 
 

@@ -7,6 +7,7 @@ import torch
 
 import tenuto
 from tenuto import catalog
+from tenuto.bench.diffusion.clips import class_accuracy
 from tenuto.bench.diffusion.scores import FashionJudge, psnr
 from tenuto.calibration import find
 from tenuto.diffusion.policies.fastcache import REHEARSED, false_reuse_rates
@@ -129,3 +130,14 @@ def test_unfitted_fastcache_keeps_its_promise_with_other_samplers_and_fewer_step
         errors += [event.error for event in run.telemetry.events if event.error is not None]
     assert len(errors) > 10
     assert sum(error > policy.rtol for error in errors) <= policy.alpha * len(errors)
+
+
+def test_clips_show_what_was_asked_for() -> None:
+    """Chance is one in ten."""
+    model = load_model("bundled:wan-fashion", "cpu")
+    prompts = list(range(0, 60, 5))
+    drawn = model.draw(prompts, range(len(prompts)), 12, 1.5)
+    assert drawn.shape == (12, 8, 1, 32, 32)
+    assert class_accuracy(drawn, torch.tensor(prompts), FashionJudge()) > 0.3
+    moved = (drawn[:, 1:] - drawn[:, :-1]).abs().mean()
+    assert 0.005 < float(moved) < 0.2, "frames differ, and follow from each other"

@@ -33,12 +33,15 @@ class Run(Header):
         flops_speedup: operations without caching over operations executed.
         psnr, ssim: against the uncached output of the same seeds: mean over images (dB; in [-1, 1]); None for the
             baseline itself. ``psnr_interval`` is the 95 % interval of the mean.
+        frame_psnr: of clips: PSNR by the number of the frame, mean over clips.
+        motion_error: of clips: distance of the differences of consecutive frames to the uncached ones', relative to
+            them, mean over clips.
         fid: Fréchet distance of classifier features to the test set (lower is better), ``class_accuracy`` in [0, 1].
         reuse_ratio: fraction of block executions not computed.
         cache_bytes: most bytes of cached tensors and surrogate weights held; peak_bytes: peak resident memory growth.
         calibration_seconds: one-off cost of the profile; 0 if none was needed or it came with the model.
         shadow: :meth:`tenuto.bench.diffusion.shadow.Shadow.row`, true errors beside the budget; empty if not asked for.
-        images: file names of pictures, relative to the record's folder: "grid", "difference".
+        images: file names of pictures (of clips: animated PNG), relative to the record's folder: "grid", "difference".
     """
 
     family: str = "diffusion"
@@ -54,6 +57,8 @@ class Run(Header):
     psnr: float | None = None
     psnr_interval: tuple[float, float] | None = None
     ssim: float | None = None
+    frame_psnr: list[float] = field(default_factory=list)
+    motion_error: float | None = None
     fid: float | None = None
     class_accuracy: float | None = None
     reuse_ratio: float = 0.0

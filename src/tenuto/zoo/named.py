@@ -29,6 +29,11 @@ MODELS = {
     "dit-fashion": Named(
         family="diffusion", about="class-conditional DiT, 28x28 pictures, comes with Tenuto", folder="dit_fashion"
     ),
+    "wan-fashion": Named(
+        family="diffusion",
+        about="video: garments that move, clips of 8 frames of 32x32, comes with Tenuto",
+        folder="wan_fashion",
+    ),
     "smollm2": Named(family="kv", about="SmolLM2-135M-Instruct, Apache-2.0, 8,192 positions, 513 MiB"),
 }
 

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from tenuto import catalog
+from tenuto.bench.diffusion.clips import class_accuracy, frame_psnr, motion_error
 from tenuto.bench.diffusion.contender import Calls, Contender
 from tenuto.bench.diffusion.fitting import Fitted, profiles_for
 from tenuto.bench.diffusion.grids import difference, grid, save_png
@@ -71,7 +72,7 @@ def bench(
     """Measure the policies on an image model and write one record per row into ``out``, pictures beside them.
 
     Args:
-        model: ``bundled:NAME`` or the folder of a DiTPipeline.
+        model: ``bundled:NAME`` or the folder of a DiTPipeline or WanPipeline.
         policies: what to compare with the uncached model.
         out: folder for records; ``images/`` and ``profiles/`` are made in it.
         job: steps, samples, guidance, seed, batch.
@@ -198,7 +199,7 @@ def _measure(
         for steps in sorted(set(fewer)) if fewer is not None else _matching_steps(job.steps, speeds):
             row = Contender(ImageEntry(name=f"{FEWER}{steps}", steps=steps), model, job)
             row.counter = counter
-            counter.expect(to_do * steps)
+            counter.expect(to_do * row.expected_calls)
             row.probe()
             rows.append(row)
         able = [row for row in rows if not row.refused]
@@ -221,7 +222,8 @@ def _run(row: Contender, baseline: Contender, timing: Timing | None, shared: Run
     if row.refused:
         return replace(shared, withheld=f"it does not work on this model: {row.refused}")
     pictures, reference = torch.cat(row.pictures), torch.cat(baseline.pictures)
-    common = replace(shared, timing=timing, peak_bytes=row.peak_bytes, **_quality(pictures, row.job))
+    labels = torch.tensor(labels_of(range(row.job.samples), row.model.prompts))
+    common = replace(shared, timing=timing, peak_bytes=row.peak_bytes, **_quality(pictures, labels))
     if row is baseline or timing is None:
         return replace(
             common, telemetry={"denoiser_calls": row.calls}, withheld="it is what the others are compared with"
@@ -245,17 +247,20 @@ def _run(row: Contender, baseline: Contender, timing: Timing | None, shared: Run
         psnr_interval=mean_interval(closeness),
         ssim=float(ssim(pictures, reference).mean()) if min(pictures.shape[-2:]) >= 11 else None,
         reuse_ratio=reuse_ratio,
+        frame_psnr=frame_psnr(pictures, reference) if pictures.ndim == 5 else [],
+        motion_error=motion_error(pictures, reference) if pictures.ndim == 5 else None,
         cache_bytes=book.peak_cache_bytes,
         calibration_seconds=row.entry.calibration_seconds,
     )
 
 
-def _quality(pictures: torch.Tensor, job: Job) -> dict[str, Any]:
-    """FID-fashion and class accuracy: for 28x28 pictures in one channel only."""
+def _quality(pictures: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+    """FID-fashion and class accuracy: for 28x28 pictures in one channel; the latter for clips in one channel too."""
+    if pictures.ndim == 5 and pictures.shape[2] == 1:
+        return {"fid": None, "class_accuracy": class_accuracy(pictures, labels, FashionJudge())}
     if pictures.shape[1:] != (1, 28, 28):
         return {"fid": None, "class_accuracy": None}
     judge = FashionJudge()
-    labels = torch.tensor(labels_of(range(job.samples)))
     fid = judge.fid(pictures) if len(pictures) > 1 else None
     return {"fid": fid, "class_accuracy": judge.class_accuracy(pictures, labels)}
 

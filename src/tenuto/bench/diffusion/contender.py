@@ -73,7 +73,7 @@ class Piece:
     """What one piece of work gave.
 
     Attributes:
-        seconds: of wall clock; pictures: ``[n, channels, height, width]``, None where they were drawn before.
+        seconds: of wall clock; pictures: as the model draws them, None where they were drawn before.
         calls: of the denoiser; book: what happened in them.
     """
 
@@ -101,15 +101,16 @@ class Contender:
         self.counter: Calls | None = None
         self.refused: str | None = None
         self._batches = job.batches
+        self._calls = model.calls(job.guidance)
 
     @property
     def expected_calls(self) -> int:
         """Denoiser calls of one piece of work, the rehearsal included."""
-        return self.steps + (self.entry.attach is not None)
+        return (self.steps + (self.entry.attach is not None)) * self._calls
 
     @property
     def pictures(self) -> list[torch.Tensor]:
-        """Drawn so far, ``[n, channels, height, width]`` per batch."""
+        """Drawn so far, per batch."""
         return [piece.pictures for piece in self.pieces if piece.pictures is not None]
 
     @property
@@ -151,7 +152,9 @@ class Contender:
         return merged([piece.book for piece in self.pieces if piece.pictures is not None])
 
     def _draw(self, samples: range, steps: int) -> torch.Tensor:
-        return self.model.draw(labels_of(samples), self.job.seeds(samples), steps, self.job.guidance)
+        return self.model.draw(
+            labels_of(samples, self.model.prompts), self.job.seeds(samples), steps, self.job.guidance
+        )
 
     def _rehearse(self, samples: range) -> None:
         """Begin a generation and break off after its first denoising step."""
@@ -160,7 +163,7 @@ class Contender:
         def stop(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
             nonlocal seen
             seen += 1
-            if seen > 1:
+            if seen > self._calls:
                 raise _EnoughError
 
         handle = self.model.pipe.transformer.register_forward_pre_hook(stop, prepend=True)

@@ -63,8 +63,11 @@ def fit_profile(
     recorder = policy.profiled.recorder()  # refuses policies that need none before anything is drawn
     passes = 2 if recorder.rehearsals() else 1
 
+    calls = steps * model.calls(guidance)
+
     def generate(first: int) -> None:
-        model.draw(labels_of(range(CLASSES)), range(first, first + CLASSES), steps, guidance)
+        asked = labels_of(range(first - seed, first - seed + CLASSES), model.prompts)
+        model.draw(asked, range(first, first + CLASSES), steps, guidance)
 
     settings = {**_setting(model, steps, guidance), "seed": seed, "pictures": runs * CLASSES}
     if tell:
@@ -78,7 +81,7 @@ def fit_profile(
             f"{passes * runs} generations of {steps} steps: about {seconds:.0f} s, {memory / 2**20:.0f} MiB of memory."
         )
     started = time.perf_counter()
-    with Calls(model, passes * runs * steps, f"calibrate {catalog.text(policy)}"):
+    with Calls(model, passes * runs * calls, f"calibrate {catalog.text(policy)}"):
         seeds = range(seed, seed + runs * CLASSES, CLASSES)
         profile = calibrate(model.pipe, policy, generate, seeds=seeds, settings=settings)
     return replace(profile, settings={**profile.settings, "seconds": round(time.perf_counter() - started, 1)})

@@ -17,14 +17,14 @@ CALIBRATION_OFFSET = 1_000_000
 """A benchmark calibrates on seeds from here on, so it judges at most this many samples."""
 
 
-def labels_of(samples: Sequence[int]) -> list[int]:
-    """Class labels in turn, so that every class is asked for equally often."""
-    return [sample % CLASSES for sample in samples]
+def labels_of(samples: Sequence[int], prompts: int = CLASSES) -> list[int]:
+    """Labels in turn, so that every class (of a video model: every prompt) is asked for equally often."""
+    return [sample % prompts for sample in samples]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Sample number i has the label i modulo 10 and the seed ``seed + i``, whatever the batch.
+    """Sample number i has the label i modulo the number of prompts and the seed ``seed + i``, whatever the batch.
 
     Attributes:
         steps: denoising steps; samples: pictures per policy; guidance: guidance scale, 1 for none.

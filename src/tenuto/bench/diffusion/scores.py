@@ -54,8 +54,13 @@ def _stage(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
 
 
 def psnr(pictures: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio ``[n]`` in dB, per picture; at most 100, which stands for identical."""
+    """Peak signal-to-noise ratio ``[n]`` in dB, per picture; at most 100, which stands for identical.
+
+    Of clips ``[n, frames, channels, height, width]`` the mean over their frames.
+    """
     _same_shape(pictures, reference)
+    if pictures.ndim == 5:
+        return psnr(pictures.flatten(0, 1), reference.flatten(0, 1)).view(len(pictures), -1).mean(1)
     error = ((pictures.double() - reference.double()) ** 2).flatten(1).mean(1)
     return (-10 * torch.log10(error)).clamp(max=MOST_DB)
 
@@ -70,7 +75,7 @@ def _window(channels: int) -> torch.Tensor:
 def ssim(pictures: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Structural similarity ``[n]`` in [-1, 1], per picture (Wang et al. 2004: Gaussian window 11, sigma 1.5).
 
-    Only windows that lie inside the picture count, as in the reference implementation.
+    Only windows that lie inside the picture count, as in the reference implementation. Of clips the mean over frames.
 
     Raises:
         InputError: the shapes differ, or a side is shorter than the window.
@@ -78,6 +83,8 @@ def ssim(pictures: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     _same_shape(pictures, reference)
     if min(pictures.shape[-2:]) < WINDOW:
         raise InputError(f"SSIM needs pictures of at least {WINDOW}x{WINDOW} pixels, got {tuple(pictures.shape[-2:])}.")
+    if pictures.ndim == 5:
+        return ssim(pictures.flatten(0, 1), reference.flatten(0, 1)).view(len(pictures), -1).mean(1)
     x, y = pictures.double(), reference.double()
     channels = x.shape[1]
     window = _window(channels).to(x.device)
@@ -144,8 +151,8 @@ class FashionJudge:
 
 
 def _same_shape(pictures: torch.Tensor, reference: torch.Tensor) -> None:
-    if pictures.shape != reference.shape or pictures.ndim != 4:
+    if pictures.shape != reference.shape or pictures.ndim not in (4, 5):
         raise InputError(
             f"Pictures {tuple(pictures.shape)} and reference {tuple(reference.shape)} must both be "
-            "[n, channels, height, width], of one shape."
+            "[n, channels, height, width] or clips [n, frames, channels, height, width], of one shape."
         )

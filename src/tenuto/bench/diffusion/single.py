@@ -57,7 +57,7 @@ def draw(
         raise InputError(f"{len(profiles)} profiles were given. Give one, and a policy that it is for.")
     profile = profiles[0] if profiles else None
     attached = nullcontext() if policy is None else attach(loaded.pipe, policy, profile=profile)
-    with attached as run, Calls(loaded, job.steps, "generate"):
+    with attached as run, Calls(loaded, job.steps * loaded.calls(job.guidance), "generate"):
         pictures = loaded.draw(labels, job.seeds(range(len(labels))), job.steps, job.guidance)
     save_png(grid(pictures), out)
     said = f"{out}: {len(labels)} pictures, {job.steps} denoising steps"

@@ -49,7 +49,7 @@ class Trials:
     def __init__(self, model: ImageModel, job: Job) -> None:
         self.model, self.job = model, job
         self._baseline = Contender(ImageEntry(name="none"), model, job)
-        with Calls(model, (1 + len(job.batches)) * job.steps, "uncached pictures"):
+        with Calls(model, (1 + len(job.batches)) * self._baseline.expected_calls, "uncached pictures"):
             self._baseline.probe()
             for batch in range(len(job.batches)):
                 self._baseline.work(batch)
@@ -62,7 +62,7 @@ class Trials:
         batches = len(self.job.batches)
         timed, seconds, beside = self._measured % batches, 1.0, 1.0
         self._measured += 1
-        with Calls(self.model, batches * row.expected_calls + self.job.steps, f"{title}{row.name}"):
+        with Calls(self.model, batches * row.expected_calls + self._baseline.expected_calls, f"{title}{row.name}"):
             for batch in range(batches):
                 spent = row.work(batch)
                 if batch == timed:

@@ -40,7 +40,12 @@ def _decisions(value: Any) -> bool:
 RULES: list[Rule] = [
     (text, "text", ("policy", "model", "fingerprint", "device", "command")),
     (lambda v: v is None or text(v), "text or null", ("withheld",)),
-    (optional, "a finite number or null", ("speedup", "flops_speedup", "psnr", "ssim", "fid", "class_accuracy")),
+    (
+        optional,
+        "a finite number or null",
+        ("speedup", "flops_speedup", "psnr", "ssim", "fid", "class_accuracy", "motion_error"),
+    ),
+    (lambda v: isinstance(v, list) and all(map(count, v)), "a list of finite numbers, 0 or more", ("frame_psnr",)),
     (lambda v: v is None or count(v), "a number of bytes or null", ("peak_bytes",)),
     (count, "a finite number, 0 or more", ("reuse_ratio", "cache_bytes", "calibration_seconds")),
     (pair, "a pair of rising numbers or null", ("speedup_range", "psnr_interval")),

@@ -14,7 +14,7 @@ from tenuto.records.diffusion import Run
 from tenuto.report.diffusion.curves import curves, legend
 from tenuto.report.diffusion.heatmap import coverage, decision_map, fraction_map, shares
 from tenuto.report.diffusion.pictures import Picture, load_picture
-from tenuto.report.diffusion.table import COLUMNS, Row, table_rows
+from tenuto.report.diffusion.table import Row, columns_of, table_rows
 from tenuto.report.facts import headlines, shared_head
 
 __all__ = ["diffusion_part"]
@@ -59,7 +59,7 @@ def diffusion_part(runs: Sequence[Run], folder: Path) -> dict[str, Any]:
         "lead": "Each policy against the uncached output of the same model and the same seeds.",
         **shared_head(named),
         "headlines": headlines(rows),
-        "columns": COLUMNS,
+        "columns": columns_of(runs),
         "baselines": [row for row in rows if row.baseline],
         "methods": [row for row in rows if not row.baseline],
         "plots": [curves(rows, wall_clock=True), curves(rows, wall_clock=False)],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Generic, TypeVar
@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from tenuto.records.diffusion import Run
 from tenuto.report import units
 
-__all__ = ["BASELINE", "COLUMNS", "IDENTICAL", "Cell", "Column", "Row", "missing", "table_rows"]
+__all__ = ["BASELINE", "COLUMNS", "IDENTICAL", "Cell", "Column", "Row", "columns_of", "missing", "table_rows"]
 
 R = TypeVar("R")
 
@@ -101,6 +101,14 @@ def _ssim(run: Run) -> Cell:
     return _plain(run.ssim, lambda v: f"{v:.4f}")
 
 
+def _motion(run: Run) -> Cell:
+    if run.motion_error is None:
+        return missing("reference" if run.policy == BASELINE else "not measured")
+    frames = [f"{value:.1f}" for value in (min(run.frame_psnr), max(run.frame_psnr))] if run.frame_psnr else []
+    note = f"frames {units.span(*frames)} dB" if frames else ""
+    return Cell(text=f"{run.motion_error:.3f}", note=note, value=run.motion_error)
+
+
 def _reuse(run: Run) -> Cell:
     forecast, reuse = run.telemetry.get("forecast"), run.telemetry.get("reuse")
     counted = isinstance(forecast, int) and isinstance(reuse, int) and forecast + reuse > 0
@@ -187,6 +195,24 @@ COLUMNS: tuple[Column[Run], ...] = (
 )
 
 
+MOTION: Column[Run] = Column(
+    title="Motion error",
+    note="0 is the uncached motion",
+    better="lower",
+    cell=_motion,
+    help="How far changes from frame to frame are from the uncached clip's, relative to them: 0 is the same motion, "
+    "1 is what a clip has that stands still. Below it the PSNR of the worst and of the best frame number.",
+)
+
+
+def columns_of(runs: Sequence[Run]) -> tuple[Column[Run], ...]:
+    """The columns of a table of these Runs: with the one about motion where clips were measured."""
+    if all(run.motion_error is None for run in runs):
+        return COLUMNS
+    after = [column.title for column in COLUMNS].index("SSIM") + 1
+    return (*COLUMNS[:after], MOTION, *COLUMNS[after:])
+
+
 def _front(runs: list[Run]) -> set[int]:
     """Indices of the Runs that no other Run beats in both wall-clock speed-up and PSNR."""
     known = [(i, r.speedup, r.psnr) for i, r in enumerate(runs) if r.speedup is not None and r.psnr is not None]
@@ -198,11 +224,11 @@ def _front(runs: list[Run]) -> set[int]:
 
 def table_rows(runs: list[Run]) -> list[Row[Run]]:
     """One row per Run in the order given; the baseline is number 0 and the others count from 1."""
-    front, number, rows = _front(runs), 0, []
+    front, number, rows, columns = _front(runs), 0, [], columns_of(runs)
     for index, run in enumerate(runs):
         baseline = run.policy == BASELINE
         number += not baseline
-        cells = [column.cell(run) for column in COLUMNS]
+        cells = [column.cell(run) for column in columns]
         note = "no cache, the baseline" if baseline else ""
         rows.append(
             Row(
