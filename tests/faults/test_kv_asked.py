@@ -7,7 +7,7 @@ import torch
 import transformers as tf
 from size_kv import SIZE
 
-from tenuto import AttachError, MemoryBudget, PrefixStore, attach
+from tenuto import AttachError, MemoryBudget, PrefixStore, SnapKV, attach
 from tenuto.kv.policy import KVPolicy
 from tenuto.testing import TinyLM
 from tenuto.testing.kv import tokens
@@ -131,6 +131,22 @@ def test_differential_attention_has_two_kinds_of_values_per_layer() -> None:
         found = model(ids[:, 15:], past_key_values=cache).logits
         assert len(cache.engine) == 4 and len(cache.fork().engine) == 4
     assert gap(found, plain[:, 15:]) < 1e-5
+
+
+@torch.no_grad()
+def test_layers_may_have_heads_of_another_number_each() -> None:
+    torch.manual_seed(0)
+    size = {**SIZE, "head_dim": 16, "num_attention_heads_per_layer": [4, 8], "layer_types": ["full_attention"] * 2}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    config = tf.LagunaConfig(**size, **experts, shared_expert_intermediate_size=32, mlp_layer_types=["dense", "dense"])
+    model, ids = tf.LagunaForCausalLM(config).eval(), tokens(20, rows=2)
+    plain = model(ids).logits
+    with attach(model, KVPolicy(), budget=ALL) as run:
+        model(ids[:, :15], past_key_values=(cache := run.cache()))
+        assert gap(model(ids[:, 15:], past_key_values=cache).logits, plain[:, 15:]) < 1e-5
+    with attach(model, SnapKV(window=8), budget=MemoryBudget.keep(0.5)) as run:
+        model(ids, past_key_values=(cache := run.cache()))
+        assert cache.counts() == [[[10, 10]] * 2] * 2
 
 
 @torch.no_grad()

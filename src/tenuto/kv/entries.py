@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 
 from tenuto.kv.parts import Codec
-from tenuto.kv.slots import SLACK, Blocks, places, sizes_for
+from tenuto.kv.slots import SLACK, BlockTable, places, sizes_for
 from tenuto.kv.view import Code, Entries
 
 __all__ = ["ROOM", "Encoded", "Held", "Store"]
@@ -54,7 +54,7 @@ class Store:
     def _reserve(self, wanted: Sequence[int]) -> None:
         self.sizes, self.block = sizes_for(wanted)
         self.starts = [0, *accumulate(self.sizes)][:-1]
-        self._blocks: Blocks | None = None
+        self._blocks: BlockTable | None = None
         self._counts: torch.Tensor | None = None
         self._firsts: torch.Tensor | None = None
 
@@ -76,9 +76,9 @@ class Store:
         return tensor.view(self.rows, self.heads, self.sizes[0], *tensor.shape[1:])[:, :, :length]
 
     @property
-    def blocks(self) -> Blocks:
+    def blocks(self) -> BlockTable:
         """Which blocks are whose."""
-        self._blocks = self._blocks or Blocks(self.sizes, self.block, self.keys.device)
+        self._blocks = self._blocks or BlockTable(self.sizes, self.block, self.keys.device)
         return self._blocks
 
     @property

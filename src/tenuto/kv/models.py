@@ -105,7 +105,7 @@ def find_layout(model: Any) -> Layout:
         attention: Any = attentions[number]
         width = _width(name, own, attention)
         groups = getattr(attention, "num_key_value_groups", 1)
-        heads = own.num_attention_heads
+        heads = getattr(attention, "num_heads", None) or own.num_attention_heads  # Laguna: another number in each layer
         site = None
         if kind == "full_attention":
             site = Site(cached.index(number), len(cached), width**-0.5, rope_of(decoder, attention, kind))

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import torch
 
-__all__ = ["SLACK", "Blocks", "places", "sizes_for"]
+__all__ = ["SLACK", "BlockTable", "places", "sizes_for"]
 
 SLACK = 32
 """One slot in so many may be empty where segments are of different lengths."""
@@ -34,7 +34,7 @@ def places(starts: Sequence[int], counts: Sequence[int], device: torch.device) -
     return (shift.repeat_interleave(torch.tensor(counts), output_size=total) + torch.arange(total)).to(device)
 
 
-class Blocks:
+class BlockTable:
     """What attention needs to know of blocks, on the device, int32.
 
     Attributes:
