@@ -105,6 +105,16 @@ def test_a_closed_policy_changes_nothing(policy: FeaturePolicy, use: FeatureUse)
         )
     ),
 )
+@example(
+    policy=OPEN[-1],
+    use=FeatureUse(  # a scheduler that comes first, or after another, is known as well
+        generations=(
+            Generation(steps=1, batch=1, tokens=1),
+            Generation(seed=1, steps=6, batch=1, tokens=1, scheduler="DPMSolverMultistepScheduler"),
+        ),
+        how="pipeline",
+    ),
+)
 @example(policy=OPEN[0], use=FeatureUse(generations=(Generation(fail=2), Generation(seed=1)), how="woven"))
 @example(
     policy=OPEN[1], use=FeatureUse(generations=(Generation(), Generation(seed=1), Generation(seed=2)), how="threads")

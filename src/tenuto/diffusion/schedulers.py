@@ -24,6 +24,7 @@ class Watch:
     def __init__(self, stack: ExitStack, target: Any, run: AttachedRun) -> None:
         self.target, self.run = target, run
         self.seen: Any = None
+        self._looked = False
         self._mine = ExitStack()
         self._lock = threading.RLock()
         stack.callback(self._mine.close)
@@ -35,12 +36,13 @@ class Watch:
             CalibrationError: the policy's profile was fitted for another kind of sampling.
         """
         scheduler = getattr(self.target, "scheduler", None)
+        first, self._looked = not self._looked, True  # at attach
         if scheduler is self.seen:
             return
         with self._lock:
             if self._promises and scheduler is not None:
                 check_sampling(self._promises, scheduler)
-            first, self.seen = self.seen is None, scheduler
+            self.seen = scheduler
             self._mine.close()
             self.run.sampler = None if scheduler is None else type(scheduler).__name__
             if scheduler is None:
