@@ -42,14 +42,16 @@ class Operations(TorchDispatchMode):
 
 
 @torch.no_grad()
-def operations(policy: str | None, rows: int, padded: bool, steps: int = STEPS) -> tuple[float, float]:
+def operations(
+    policy: str | None, rows: int, padded: bool, steps: int = STEPS, keep: float = 0.3
+) -> tuple[float, float]:
     """Operations per token and layer, and reads back to the host per token."""
     model, prompt = TinyLM(), tokens(150, rows=rows)
     mask = torch.ones_like(prompt)
     for row in range(1, rows) if padded else ():
         mask[row, : 7 * row % 80] = 0
     method = None if policy is None else catalog.parse(policy, "kv")
-    with attach(model, method, budget=MemoryBudget.keep(0.3)) if method else nullcontext() as run:  # type: ignore[arg-type]
+    with attach(model, method, budget=MemoryBudget.keep(keep)) if method else nullcontext() as run:  # type: ignore[arg-type]
         cache: Any = run.cache() if run else DynamicCache(config=model.config)
         follow(model, cache, prompt * mask, tokens(2, 1, rows=rows), mask)
         mask = torch.cat([mask, mask.new_ones(rows, 2)], 1)
@@ -72,6 +74,19 @@ def test_operations_do_not_depend_on_the_batch(policy: str, most: float) -> None
         found, reads = operations(policy, rows, padded)
         assert found <= most * plain, (rows, padded, found / plain)
         assert reads <= 1 + (not padded), "one beside the one that transformers makes of a mask that hides nothing"
+
+
+CODECS = {"think": (2.5, 3.5, 7), "kivi:bits=4": (2.5, 4.0, 10)}
+"""At one row, at eight of one length, and at eight of different lengths, which are still attended row by row."""
+
+
+@pytest.mark.parametrize(("policy", "most"), CODECS.items())
+def test_codecs_take_rows_of_one_length_together(policy: str, most: tuple[float, float, float]) -> None:
+    for (rows, padded), limit in zip(((1, False), (8, False), (8, True)), most, strict=True):
+        plain, _ = operations(None, rows, padded, steps=2)
+        found, reads = operations(policy, rows, padded, steps=8, keep=1)
+        assert found <= limit * plain, (rows, padded, found / plain)
+        assert reads <= 1, "the one that transformers makes of a mask"
 
 
 def test_sizes_leave_little_over() -> None:

@@ -62,25 +62,46 @@ def attend(
     if length is not None:
         return (_dense if held.store.weights is None else _weighted)(query, held, length, scaling)
     heads = held.store.heads
+    grouped = query.unflatten(1, (heads, -1))
+    if valid is None and query.shape[2] == 1:
+        every = _runs(grouped.flatten(0, 1), held, range(len(held.store.lengths)), scaling, softcap, observer, None)
+        return every.view(query.shape[0], query.shape[1], 1, -1).transpose(1, 2)
     output = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], held.store.values.shape[-1])
-    for row, mine in enumerate(query.unflatten(1, (heads, -1))):
+    for row, mine in enumerate(grouped):
         at = None if valid is None else valid[row].nonzero()[:, 0]
         if at is not None and not len(at):
             continue
-        some = mine if at is None else mine[:, :, at]
-        found: dict[int, torch.Tensor] = {}
-        for run in _alike(held, row):
-            chosen = some if len(run) == heads else some[[segment - row * heads for segment in run]]
-            found |= zip(run, _segments(chosen, held, run, scaling, softcap, observer, at), strict=True)
-        together = torch.cat([found[segment] for segment in sorted(found)]).transpose(0, 1)
+        some, segments = mine if at is None else mine[:, :, at], range(row * heads, (row + 1) * heads)
+        together = _runs(some, held, segments, scaling, softcap, observer, at).flatten(0, 1).transpose(0, 1)
         output[row, slice(None) if at is None else at] = together
     return output
 
 
-def _alike(held: Held, row: int) -> list[list[int]]:
-    """The segments of a row, those together that hold as many encoded entries and as many others."""
+def _runs(
+    query: torch.Tensor,
+    held: Held,
+    segments: range,
+    scaling: float,
+    softcap: float | None,
+    observer: Observer | None,
+    at: torch.Tensor | None,
+) -> torch.Tensor:
+    """Some neighbouring segments, those together that hold alike: ``query [segments, group, new, head_dim]``, output of
+    the same kind."""
+    runs = _alike(held, segments)
+    if len(runs) == 1:
+        return _segments(query, held, runs[0], scaling, softcap, observer, at)
+    found: dict[int, torch.Tensor] = {}
+    for run in runs:
+        chosen = query[[segment - segments.start for segment in run]]
+        found |= zip(run, _segments(chosen, held, run, scaling, softcap, observer, at), strict=True)
+    return torch.stack([found[segment] for segment in segments])
+
+
+def _alike(held: Held, segments: range) -> list[list[int]]:
+    """Segments, those together that hold as many encoded entries and as many others."""
     runs: dict[tuple[int, ...], list[int]] = {}
-    for segment in range(row * held.store.heads, (row + 1) * held.store.heads):
+    for segment in segments:
         encoded, length = held.encoded[segment], held.store.lengths[segment]
         runs.setdefault((segment, -1) if encoded is None else (len(encoded), length), []).append(segment)
     return list(runs.values())
@@ -131,7 +152,7 @@ def _segments(
     observer: Observer | None,
     at: torch.Tensor | None,
 ) -> torch.Tensor:
-    """KV heads of one row that hold alike: ``query [heads, group, new, head_dim]``, output of the same kind."""
+    """KV heads that hold alike: ``query [heads, group, new, head_dim]``, output of the same kind."""
     new, length = query.shape[2], held.length(segments[0])
     weights = [held.column(segment, "weights") for segment in segments]
     if held.encoded[segments[0]] is None and weights[0] is None and softcap is None and observer is None:

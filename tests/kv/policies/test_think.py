@@ -49,6 +49,26 @@ def test_codes_move_and_logits_need_no_decoding() -> None:
     assert sum(tensor.nbytes for tensor in code.values()) <= 64 * codec.entry_bytes(16, 4) + 8 * codec.page_bytes(16, 4)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_heads_together_are_heads_alone(groups: int) -> None:
+    """Up to two groups of channels and beyond; heads whose groups are not as many."""
+    codec, codes = ThinKeys(keep=0.4, page=8), []
+    for head in range(3):
+        code = encoded(codec, 16, seed=head)
+        for number in range(1, groups):
+            code = codec.join(code, encoded(codec, 16, seed=head + 10 * number))
+        codes.append(code)
+    query, attention = random(3, 6, 16, seed=5), random(3, 6, 16 * groups - 5, seed=6)
+    limit = torch.finfo(torch.float32).eps * 64 * 16  # up to 48 products of two numbers below 4
+    for some in (codes, [codec.join(encoded(codec, 16 * groups - 8, 70), encoded(codec, 8, 71)), *codes[1:]]):
+        keys = torch.stack([codec.keys(code, 5, 16 * groups, torch.float32) for code in some])
+        values = torch.stack([codec.values(code, 5, 16 * groups, torch.float32) for code in some])
+        found = codec.logits(some, query, 5, 16 * groups)
+        torch.testing.assert_close(found, query @ keys.mT, atol=limit, rtol=1e-5)
+        mixed = codec.mix(some, attention, 5, 16 * groups)
+        torch.testing.assert_close(mixed, attention @ values, atol=limit, rtol=1e-5)
+
+
 def test_memory_shrinks_and_recent_and_decoded_keys_are_whole() -> None:
     prompt = tokens(160)
     with attach(model := TinyLM(), ThinK(keep=0.5), budget=MemoryBudget.keep(1)) as run:

@@ -35,7 +35,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     if bits == 3:
         return torch.cat([pack(codes & 3, 2), pack(codes >> 2, 1)], -1)
     parts = codes.unflatten(-1, (-1, 8 // bits)).unbind(-1)
-    packed: torch.Tensor = parts[0].clone()
+    packed: torch.Tensor = parts[0].clone(memory_format=torch.contiguous_format)
     for number, part in enumerate(parts[1:], 1):
         packed |= part << (number * bits)
     return packed

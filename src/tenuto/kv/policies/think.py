@@ -25,6 +25,9 @@ from tenuto.kv.policy import Claim, Code, Codec, KVMethod, KVPolicy, Paper
 
 __all__ = ["ThinK", "ThinKeys"]
 
+GROUPS = 2
+"""Groups of entries up to which all their channels are multiplied with all keys, which is dearer than one product."""
+
 
 @dataclass(frozen=True, slots=True)
 class ThinKeys(Codec):
@@ -72,7 +75,12 @@ class ThinKeys(Codec):
 
     def channels(self, code: Code, groups: torch.Tensor) -> torch.Tensor:
         """The channels of some groups, ``[groups, kept]`` int64, sorted."""
-        return unpack(code["mask"][groups], 1).nonzero()[:, 1].view(len(groups), -1)
+        return self._channels(code["mask"], code["keys"].shape[1]).index_select(0, groups)
+
+    @staticmethod
+    def _channels(mask: torch.Tensor, kept: int) -> torch.Tensor:
+        """The same of masks ``[groups, head_dim / 8]``, without a read back to the host: how many they are is known."""
+        return unpack(mask, 1).argsort(dim=-1, descending=True, stable=True)[:, :kept]
 
     def keys(self, code: Code, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
         thin, channels = code["keys"][start:stop], self.channels(code, code["group"][start:stop])
@@ -82,13 +90,27 @@ class ThinKeys(Codec):
         return code["values"][start:stop].to(dtype)
 
     def logits(self, codes: Sequence[Code], query: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        return torch.stack([self._logits(code, mine, start, stop) for code, mine in zip(codes, query, strict=True)])
+        """Queries are cut to the channels of every group, and each entry takes the product of its own group's.
 
-    def _logits(self, code: Code, query: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        groups, counts = code["group"][start:stop].unique_consecutive(return_counts=True)
-        runs = code["keys"][start:stop].split(counts.tolist())
-        channels = self.channels(code, groups)
-        return torch.cat([query[..., mine] @ run.T for mine, run in zip(channels, runs, strict=True)], -1)
+        Entries are decoded where there are more than :data:`GROUPS` groups.
+        """
+        groups = len(codes[0]["mask"])
+        if groups > GROUPS or any(len(code["mask"]) != groups for code in codes):
+            return Codec.logits(self, codes, query, start, stop)
+        thin = torch.stack([code["keys"][start:stop] for code in codes])
+        (heads, entries, kept), queries = thin.shape, query.shape[1]
+        channels = self._channels(torch.cat([code["mask"] for code in codes]), kept)
+        wide = query[:, None].expand(-1, groups, -1, -1).flatten(0, 1)
+        cut = wide.gather(2, channels[:, None].expand(-1, queries, -1)).view(heads, groups * queries, kept)
+        found = (cut @ thin.mT).view(heads, groups, queries, entries)
+        if groups == 1:
+            return found[:, 0]
+        own = torch.stack([code["group"][start:stop] for code in codes]).long()
+        return found.gather(1, own[:, None, None].expand(-1, 1, queries, -1))[:, 0]
+
+    def mix(self, codes: Sequence[Code], attention: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        values = torch.stack([code["values"][start:stop] for code in codes])
+        return attention @ values.to(attention.dtype)
 
     def take(self, code: Code, index: torch.Tensor) -> Code:
         groups, group = code["group"][index].unique_consecutive(return_inverse=True)
