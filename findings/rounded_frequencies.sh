@@ -2,9 +2,10 @@
 # transformers 5.23.0, seen 2026-12-01: a Llama put in bfloat16 with `.to` turns its keys by other angles than one loaded
 # in bfloat16.
 #
-# Guessed before running: the table of rotary frequencies stays in float32 either way, as it is multiplied by positions in
-# the thousands. Seen: it is a buffer, and `model.to(torch.bfloat16)` rounds it; `from_pretrained(dtype=torch.bfloat16)` keeps it
-# in float32. At position 4,096 angles differ by 1.8 radians, and logits of a random model by half of their norm.
+# Guessed before running: the table of rotary frequencies stays in float32 either way, as it is multiplied by positions
+# in the thousands. Seen: it is a buffer, and `model.to(torch.bfloat16)` rounds it;
+# `from_pretrained(dtype=torch.bfloat16)` keeps it in float32. At position 4,096 angles differ by 1.8 radians, and
+# logits of a random model by half of their norm.
 source "$(dirname "$0")/setup.sh"
 python_with transformers==5.23.0
 "$PYTHON" - <<'PYTHON'
