@@ -5,7 +5,8 @@
 Each language run attaches a policy, with a store of prefixes on disk or in memory, writes a text and detaches; each
 image run attaches a policy to a tiny pipeline, draws and detaches. Policies, prompts, lengths change from run to run.
 After a tenth of the runs, and ten times more, resident memory, open files and threads are read. Prints a table; exits
-with 1 where there are more files or threads at the end than at the first reading, or memory grows by over 4 KiB a run.
+with 1 where there are more files, threads or bytes of tensors at the end than at the first reading, or resident memory
+grows by over 4 KiB a run.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from tenuto.testing.kv import TinyLM, tokens
 
 GROWTH = 4096
 """Bytes per run that memory may grow by: an allocator's pages, and what Python interns; a tiny model has 300 KB."""
+STEPS = 64
+"""Bytes of tensors that may differ: a scheduler keeps the time steps of its last run, of which there are 4 to 6."""
 KV = (
     "knorm",
     "snapkv:window=8",
@@ -44,19 +47,27 @@ FEATURES = ("every_n:n=2", "first_block:threshold=0.5", "taylorseer:interval=2",
 
 @dataclass(frozen=True)
 class Reading:
-    """After ``runs``: resident bytes, open files, threads."""
+    """After ``runs``: resident bytes, open files, threads, and bytes of all tensors that Python can reach."""
 
     runs: int
     resident: int
     files: int
     threads: int
+    tensors: int = 0
+
+
+def alive() -> int:
+    """Bytes of the memory of all tensors that are there, each counted once."""
+    tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor) and each.device.type == "cpu"]
+    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+    return sum(storages.values())
 
 
 def reading(runs: int) -> Reading:
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     files = len(os.listdir("/proc/self/fd"))
-    return Reading(runs, pages * os.sysconf("SC_PAGESIZE"), files, threading.active_count())
+    return Reading(runs, pages * os.sysconf("SC_PAGESIZE"), files, threading.active_count(), alive())
 
 
 @contextmanager
@@ -129,7 +140,8 @@ def growth(readings: list[Reading]) -> float:
 def flat(readings: list[Reading]) -> bool:
     """Whether nothing is left behind."""
     first, last = readings[0], readings[-1]
-    return last.files <= first.files and last.threads <= first.threads and growth(readings) <= GROWTH
+    fewer = last.files <= first.files and last.threads <= first.threads
+    return fewer and last.tensors <= first.tensors + STEPS and growth(readings) <= GROWTH
 
 
 def main() -> None:
@@ -142,9 +154,9 @@ def main() -> None:
         if not runs:
             continue
         readings = soak(name, runs)
-        print(f"| {name}: runs | resident MB | open files | threads |\n|---|---|---|---|")
+        print(f"| {name}: runs | resident MB | tensors MB | open files | threads |\n|---|---|---|---|---|")
         for one in readings:
-            print(f"| {one.runs} | {one.resident / 1e6:.1f} | {one.files} | {one.threads} |")
+            print(f"| {one.runs} | {one.resident / 1e6:.1f} | {one.tensors / 1e6:.3f} | {one.files} | {one.threads} |")
         print(f"\n{growth(readings):.0f} bytes a run; {'flat' if flat(readings) else 'NOT FLAT'}\n")
         good &= flat(readings)
     sys.exit(not good)
